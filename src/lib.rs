@@ -1,0 +1,17 @@
+//! Lifeboat: backups that are proven by restoring them.
+//!
+//! The crate is a library and a thin binary (`backup`). Imports go down only: `cli` → `jobs` → `repository`,
+//! `source` → `store`, `state`, `policy` → the pure modules and types. `tests/tidy.rs` holds the arrows.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod error;
+pub mod policy;
+pub mod progress;
+pub mod retention;
+pub mod schedule;
+pub mod secret;
+pub mod source;
+pub mod store;
+pub mod types;
+pub mod when;

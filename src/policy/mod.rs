@@ -1,0 +1,5 @@
+//! The policy file: what, when, where, how long.
+
+pub mod model;
+
+pub use model::*;

@@ -1,0 +1,294 @@
+//! A valid policy, as everything else sees it: names resolved, units parsed, defaults filled in. Secrets stay
+//! references until the moment of use.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+
+use crate::store::LockMode;
+use crate::types::{Environment, SourceName};
+
+/// A whole policy.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// Whose data this is; stored in the repository, and compared at every use.
+    pub environment: Environment,
+    /// The zone of schedules, calendar retention and echoed times.
+    pub timezone: Tz,
+    /// Where backups rest.
+    pub repository: RepositoryPolicy,
+    /// Who can read them.
+    pub encryption: EncryptionPolicy,
+    /// Expiring, where this host does it.
+    pub prune: Option<PrunePolicy>,
+    /// What is protected.
+    pub sources: BTreeMap<SourceName, SourcePolicy>,
+    /// Drills, kept for the drill command.
+    pub drills: BTreeMap<String, DrillPolicy>,
+    /// Scheduled verification.
+    pub verify: VerifyPolicy,
+    /// The local state directory: `state.dir`, `$LIFEBOAT_STATE`, `$STATE_DIRECTORY`, then `/var/lib/lifeboat`.
+    pub state_dir: PathBuf,
+    /// How many runs at once.
+    pub concurrency: u32,
+}
+
+/// A reference to a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretRef {
+    /// `{ env = "NAME" }`
+    Env(String),
+    /// `{ file = "/path" }`
+    File(PathBuf),
+    /// `{ credential = "name" }`: a file in `$CREDENTIALS_DIRECTORY`.
+    Credential(String),
+}
+
+/// A key pair of a store; without it the standard AWS chain is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreCredentials {
+    /// `access_key_id`
+    pub access_key_id: SecretRef,
+    /// `secret_access_key`
+    pub secret_access_key: SecretRef,
+}
+
+/// Where the repository is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// `file:///path`
+    Directory(PathBuf),
+    /// `s3://bucket/prefix`
+    S3 {
+        /// Bucket.
+        bucket: String,
+        /// Prefix without slashes at its ends; may be empty.
+        prefix: String,
+    },
+}
+
+/// `[repository]`
+#[derive(Clone, Debug)]
+pub struct RepositoryPolicy {
+    /// `url`
+    pub url: StoreUrl,
+    /// `endpoint`
+    pub endpoint: Option<String>,
+    /// `region`
+    pub region: Option<String>,
+    /// `path_style`; `None`: path style with an endpoint, virtual hosts without.
+    pub path_style: Option<bool>,
+    /// `ca_file`: PEM certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `max_rate`, bytes per second.
+    pub max_rate: Option<u64>,
+    /// `grace`: how long a tombstoned point can be had back.
+    pub grace: Duration,
+    /// `object_lock`
+    pub object_lock: Option<ObjectLock>,
+    /// `versions`: read the first version of every key.
+    pub versions: bool,
+    /// `access_key_id`, `secret_access_key`
+    pub credentials: Option<StoreCredentials>,
+}
+
+/// `object_lock = { mode, days }`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectLock {
+    /// How strict.
+    pub mode: LockMode,
+    /// Days from each PUT.
+    pub days: u32,
+}
+
+/// `[encryption]`
+#[derive(Clone, Debug, Default)]
+pub struct EncryptionPolicy {
+    /// age recipients (`age1…`), each tried to parse.
+    pub recipients: Vec<String>,
+    /// Where restores and drills run only.
+    pub identity: Option<SecretRef>,
+}
+
+/// `[prune]`
+#[derive(Clone, Debug)]
+pub struct PrunePolicy {
+    /// Cron, for the daemon.
+    pub schedule: Option<String>,
+    /// Its own credentials, which may delete.
+    pub credentials: Option<StoreCredentials>,
+    /// `versions = true`: removes the versions behind what it deletes.
+    pub versions: bool,
+}
+
+/// `[verify]`
+#[derive(Clone, Debug, Default)]
+pub struct VerifyPolicy {
+    /// Cron, for the daemon.
+    pub schedule: Option<String>,
+    /// Percent of objects per verify, 1–100.
+    pub sample_percent: Option<u8>,
+}
+
+/// `[source.NAME]`
+#[derive(Clone, Debug)]
+pub struct SourcePolicy {
+    /// Kind and its own settings.
+    pub kind: SourceKind,
+    /// Cron; without it only by hand.
+    pub schedule: Option<String>,
+    /// The source's zone (default: the policy's).
+    pub timezone: Tz,
+    /// Log reaches the store at least this often.
+    pub follow: Option<Duration>,
+    /// Name and rules of its retention; `None`: everything is kept.
+    pub retention: Option<(String, RetentionRules)>,
+    /// RPO and RTO objectives.
+    pub objective: Objective,
+    /// Deterministic spread of the start.
+    pub jitter: Duration,
+    /// What happens to missed slots.
+    pub catch_up: CatchUp,
+    /// Slots older than this are not caught up.
+    pub max_age: Duration,
+    /// A run longer than this fails.
+    pub timeout: Duration,
+    /// A run without a byte for this long fails.
+    pub stall_timeout: Duration,
+    /// Higher runs first.
+    pub priority: i32,
+    /// Packs older than this are written again; off by default.
+    pub refresh: Option<Duration>,
+    /// No runs start in these spans of the day, `HH:MM-HH:MM`.
+    pub blackout: Vec<String>,
+}
+
+/// The kinds of source.
+#[derive(Clone, Debug)]
+pub enum SourceKind {
+    /// `kind = "postgres"`
+    Postgres(PostgresPolicy),
+    /// `kind = "pocketbase"`
+    PocketBase(PocketBasePolicy),
+    /// `kind = "bucket"`
+    Bucket {
+        /// `s3://bucket/prefix`
+        url: String,
+    },
+}
+
+impl SourceKind {
+    /// The name recorded in commits.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Postgres(p) => match p.method {
+                PostgresMethod::Logical => "postgres-logical",
+                PostgresMethod::Physical => "postgres-physical",
+            },
+            Self::PocketBase(_) => "pocketbase",
+            Self::Bucket { .. } => "bucket",
+        }
+    }
+}
+
+/// `method`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostgresMethod {
+    /// Dumps.
+    Logical,
+    /// Base backups and WAL.
+    Physical,
+}
+
+/// A Postgres source.
+#[derive(Clone, Debug)]
+pub struct PostgresPolicy {
+    /// `method`, default logical.
+    pub method: PostgresMethod,
+    /// The connection URL, with its password: a secret.
+    pub url: SecretRef,
+    /// `databases`, with `*` as wildcard; default `["*"]`: with a database in the URL just that one, else all that allow connections and are no templates.
+    pub databases: Vec<String>,
+    /// Tables left out (data and definition), as `pg_dump --exclude-table` patterns.
+    pub exclude: Vec<String>,
+    /// Where the client programs are.
+    pub client_dir: Option<PathBuf>,
+    /// Parallel jobs of a restore.
+    pub jobs: Option<u32>,
+}
+
+/// A PocketBase source.
+#[derive(Clone, Debug)]
+pub struct PocketBasePolicy {
+    /// Here, or elsewhere.
+    pub place: PocketBasePlace,
+    /// auxiliary.db too.
+    pub logs: bool,
+    /// storage/ too.
+    pub storage: bool,
+}
+
+/// Where a PocketBase is.
+#[derive(Clone, Debug)]
+pub enum PocketBasePlace {
+    /// `path`: pb_data on this host.
+    Local(PathBuf),
+    /// `url` with `superuser = { identity = …, password = … }`, two references.
+    Remote {
+        /// Base URL of the server.
+        url: String,
+        /// E-mail of the superuser.
+        identity: SecretRef,
+        /// Its password.
+        password: SecretRef,
+    },
+}
+
+/// `objective`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Objective {
+    /// Recovery point objective.
+    pub rpo: Option<Duration>,
+    /// Recovery time objective.
+    pub rto: Option<Duration>,
+}
+
+/// `catch_up`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CatchUp {
+    /// Missed slots are made good by one run.
+    #[default]
+    Once,
+    /// Missed slots are recorded and skipped.
+    Skip,
+}
+
+/// `[retention.NAME]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionRules {
+    /// Every point of this span is kept.
+    pub window: Option<Duration>,
+    /// So many hours with a point keep their newest.
+    pub hourly: u32,
+    /// Days.
+    pub daily: u32,
+    /// ISO weeks.
+    pub weekly: u32,
+    /// Months.
+    pub monthly: u32,
+    /// Years.
+    pub yearly: u32,
+}
+
+/// `[drill.NAME]`
+#[derive(Clone, Debug)]
+pub struct DrillPolicy {
+    /// Which sources.
+    pub sources: Vec<SourceName>,
+    /// Cron.
+    pub schedule: Option<String>,
+}

@@ -1,0 +1,9 @@
+//! Values with a meaning: ids, names, digests, sizes. A wrong mix does not compile.
+
+mod ids;
+mod key;
+mod unit_name;
+
+pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName};
+pub use key::Key;
+pub use unit_name::UnitName;
