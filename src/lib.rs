@@ -8,6 +8,7 @@ pub mod clock;
 pub mod error;
 pub mod policy;
 pub mod progress;
+pub mod repository;
 pub mod retention;
 pub mod schedule;
 pub mod secret;

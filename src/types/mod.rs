@@ -4,6 +4,6 @@ mod ids;
 mod key;
 mod unit_name;
 
-pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName};
+pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName, hex, unhex};
 pub use key::Key;
 pub use unit_name::UnitName;

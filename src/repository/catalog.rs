@@ -1,0 +1,264 @@
+//! The catalog: which points a source has, and what is known about each, from plain objects alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use super::documents::{Commit, Damage, Hold, Refs, Sums, Tombstone, parse_placed};
+use super::{Repository, layout};
+use crate::error::{Error, Kind, Result};
+use crate::types::{Digest, Key, RunId, SourceName};
+
+/// How many small objects are read at once.
+pub const READS_AT_ONCE: usize = 16;
+
+/// A point as the catalog knows it.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// Its commit.
+    pub commit: Commit,
+    /// Digest of the commit's first line's object, for caches.
+    pub modified: DateTime<Utc>,
+    /// Its tombstone's store time.
+    pub tombstoned: Option<DateTime<Utc>>,
+    /// Whether it is held.
+    pub held: bool,
+}
+
+/// A source's points, tombstones, holds and damage.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// By run, oldest first (run ids sort by time).
+    pub points: BTreeMap<RunId, Point>,
+    /// Commits that can not be read: run and why. Never silently skipped.
+    pub unreadable: BTreeMap<RunId, String>,
+    /// Store times of all tombstones, also those whose commit is gone.
+    pub tombstones: BTreeMap<RunId, DateTime<Utc>>,
+    /// All holds.
+    pub holds: BTreeSet<RunId>,
+    /// What was found damaged, by run and object.
+    pub damage: BTreeMap<(RunId, String), Damage>,
+}
+
+impl Repository {
+    /// Reads a source's catalog.
+    ///
+    /// # Errors
+    /// The store. A damaged commit is not an error here; it is told in [`Catalog::unreadable`].
+    pub async fn catalog(&self, source: &SourceName) -> Result<Catalog> {
+        let prefix = layout::points_prefix(source);
+        let tombstones = self.runs_below(&layout::tombstones_prefix(source)).await?;
+        let holds: BTreeSet<RunId> = self
+            .runs_below(&layout::holds_prefix(source))
+            .await?
+            .into_keys()
+            .collect();
+        let damage = self.damage(source).await?;
+        let listed = self.list(&prefix).await?;
+        let mut catalog = Catalog {
+            tombstones,
+            holds,
+            damage,
+            ..Catalog::default()
+        };
+        let read = futures::stream::iter(listed)
+            .map(|object| async move {
+                let run = layout::run_of_json(&object.key, &layout::points_prefix(source));
+                let read = match run {
+                    Some(run) => self.commit(source, run).await,
+                    None => Err(Error::damaged(format!(
+                        "{} is not the name of a point",
+                        object.key
+                    ))),
+                };
+                (object, run, read)
+            })
+            .buffered(READS_AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        for (object, run, commit) in read {
+            match (run, commit) {
+                (Some(run), Ok(Some(commit))) => {
+                    let point = Point {
+                        commit,
+                        modified: object.modified,
+                        tombstoned: catalog.tombstones.get(&run).copied(),
+                        held: catalog.holds.contains(&run),
+                    };
+                    catalog.points.insert(run, point);
+                }
+                // Swept between the list and the read.
+                (Some(_), Ok(None)) => {}
+                (Some(run), Err(e)) if e.kind() == Kind::Damaged => {
+                    catalog.unreadable.insert(run, e.chain());
+                }
+                (None, Err(_)) => {}
+                (_, Err(e)) => return Err(e),
+                (None, Ok(_)) => {}
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// Reads a commit by its key; `None` when it is proven absent.
+    ///
+    /// # Errors
+    /// The store; damaged or of an unknown format.
+    pub async fn commit(&self, source: &SourceName, run: RunId) -> Result<Option<Commit>> {
+        let key = layout::commit(source, run);
+        match self.read(&key).await? {
+            Some(bytes) => Ok(Some(Commit::parse(&bytes, &key, self.id(), source, run)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The runs named by `<run>.json` below a prefix, with store times.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn runs_below(&self, prefix: &str) -> Result<BTreeMap<RunId, DateTime<Utc>>> {
+        Ok(self
+            .list(prefix)
+            .await?
+            .into_iter()
+            .filter_map(|o| Some((layout::run_of_json(&o.key, prefix)?, o.modified)))
+            .collect())
+    }
+
+    /// What was found damaged in a source.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn damage(&self, source: &SourceName) -> Result<BTreeMap<(RunId, String), Damage>> {
+        let mut damage = BTreeMap::new();
+        for object in self.list(&layout::damaged_prefix(source)).await? {
+            let Some(bytes) = self.read(&object.key).await? else {
+                continue;
+            };
+            // A record of damage that is itself damaged can not name anything; verify tells of it.
+            if let Ok(record) = serde_json::from_slice::<Damage>(&bytes)
+                && record.place.repository == self.id()
+                && record.place.source == *source
+            {
+                damage.insert((record.place.run, record.object.clone()), record);
+            }
+        }
+        Ok(damage)
+    }
+
+    /// Reads a run's references and compares their digest.
+    ///
+    /// # Errors
+    /// Damaged or missing.
+    pub async fn refs(&self, source: &SourceName, run: RunId, digest: Digest) -> Result<Refs> {
+        let key = layout::run_object(source, run, layout::REFS);
+        Refs::parse(
+            &self.read_checked(&key, digest).await?,
+            &key,
+            &self.place(source, run),
+        )
+    }
+
+    /// Reads a run's digests and compares their own.
+    ///
+    /// # Errors
+    /// Damaged or missing.
+    pub async fn sums(&self, source: &SourceName, run: RunId, digest: Digest) -> Result<Sums> {
+        let key = layout::run_object(source, run, layout::SUMS);
+        Sums::parse(
+            &self.read_checked(&key, digest).await?,
+            &key,
+            &self.place(source, run),
+        )
+    }
+
+    /// Reads an object that must have a digest.
+    ///
+    /// # Errors
+    /// Damaged or missing.
+    pub async fn read_checked(&self, key: &Key, digest: Digest) -> Result<bytes::Bytes> {
+        let bytes = self.read(key).await?.ok_or_else(|| {
+            Error::damaged(format!("{key} is missing")).hint("`backup verify` tells how far the damage goes.")
+        })?;
+        if Digest::of(&bytes) != digest {
+            return Err(
+                Error::damaged(format!("{key} is not what was written: its SHA-256 differs"))
+                    .hint("`backup verify` tells how far the damage goes."),
+            );
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the tombstone of a run and compares its place; `None` when absent.
+    ///
+    /// # Errors
+    /// The store; a forged or damaged one.
+    pub async fn tombstone(&self, source: &SourceName, run: RunId) -> Result<Option<Tombstone>> {
+        let key = layout::tombstone(source, run);
+        match self.read(&key).await? {
+            Some(bytes) => Ok(Some(parse_placed(
+                &bytes,
+                &key,
+                |t: &Tombstone| &t.place,
+                &self.place(source, run),
+            )?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads the hold of a run; `None` when absent. A damaged hold still holds.
+    ///
+    /// # Errors
+    /// The store; damaged.
+    pub async fn hold(&self, source: &SourceName, run: RunId) -> Result<Option<Hold>> {
+        let key = layout::hold(source, run);
+        match self.read(&key).await? {
+            Some(bytes) => Ok(Some(parse_placed(
+                &bytes,
+                &key,
+                |h: &Hold| &h.place,
+                &self.place(source, run),
+            )?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The references of several points, by run.
+    ///
+    /// # Errors
+    /// Damaged or missing references.
+    pub async fn all_refs(&self, source: &SourceName, commits: &[&Commit]) -> Result<BTreeMap<RunId, Refs>> {
+        futures::stream::iter(commits.iter().map(|c| (c.run, c.refs)).collect::<Vec<_>>())
+            .map(|(run, digest)| async move { Ok((run, self.refs(source, run, digest).await?)) })
+            .buffered(READS_AT_ONCE)
+            .try_collect()
+            .await
+    }
+}
+
+impl Catalog {
+    /// Why a point can not be restored whole, as far as records of damage tell: the first damaged object that it
+    /// draws on.
+    pub fn damage_of(&self, point: &Point, refs: &Refs) -> Option<&Damage> {
+        self.damage.iter().find_map(|((run, object), damage)| {
+            let own = *run == point.commit.run;
+            let used = own
+                || refs
+                    .0
+                    .get(run)
+                    .is_some_and(|r| match layout::pack_number(object) {
+                        Some(n) => r.packs.iter().any(|(a, b)| (*a..=*b).contains(&n)),
+                        None => object == layout::SUMS || r.manifest && object == layout::MANIFEST,
+                    });
+            used.then_some(damage)
+        })
+    }
+    /// The object key that a record of damage is about.
+    pub fn damaged_key(source: &SourceName, damage: &Damage) -> Key {
+        match damage.object.as_str() {
+            "commit" => layout::commit(source, damage.place.run),
+            name => layout::run_object(source, damage.place.run, name),
+        }
+    }
+}

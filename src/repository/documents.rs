@@ -1,0 +1,429 @@
+//! The plain documents of a repository: what is in each, how it is written, and what a reader compares.
+//!
+//! Every plain object names repository, source and run; a reader compares them with the key it asked for, so an
+//! object copied to another place is told from the right one without any identity.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::types::{Digest, Environment, GenerationId, Key, RepositoryId, RunId, SourceName};
+
+/// The repository format that this build writes.
+pub const FORMAT: u32 = 1;
+/// The largest commit, bytes of its first line (DESIGN, section 5).
+pub const COMMIT_MAX_BYTES: usize = 4096;
+
+/// `lifeboat.json`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryDocument {
+    /// Repository format.
+    pub format: u32,
+    /// Its id.
+    pub repository: RepositoryId,
+    /// The environment whose policies may use it.
+    pub environment: Environment,
+    /// When `init` made it (host clock).
+    pub created: DateTime<Utc>,
+    /// The least format a reader must know.
+    pub least_reader: u32,
+}
+
+/// Three clocks read together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// The source's own.
+    pub source: DateTime<Utc>,
+    /// This host's.
+    pub host: DateTime<Utc>,
+    /// The store's.
+    pub store: DateTime<Utc>,
+    /// How far the three readings may be apart, milliseconds.
+    pub spread_ms: u64,
+}
+
+impl Clocks {
+    /// Source clock minus store clock, milliseconds.
+    pub fn source_minus_store_ms(&self) -> i64 {
+        (self.source - self.store).num_milliseconds()
+    }
+}
+
+/// Bytes of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// The size of the point's content.
+    pub content: u64,
+    /// Read from the source.
+    pub read: u64,
+    /// Written to the store, everything counted.
+    pub stored: u64,
+    /// Of the content, already in the store.
+    pub reused: u64,
+}
+
+/// The generation that a run is encrypted to, with one wrap of its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitGeneration {
+    /// Its id.
+    pub id: GenerationId,
+    /// Its recipient (`age1…`).
+    pub recipient: String,
+    /// A wrap of its identity: an age file, base64.
+    pub wrap: String,
+}
+
+/// The commit: the object that makes a recovery point exist.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Repository format.
+    pub format: u32,
+    /// Features that a reader must know; unknown ones make it refuse.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub must_understand: Vec<String>,
+    /// The repository.
+    pub repository: RepositoryId,
+    /// The source.
+    pub source: SourceName,
+    /// Kind of source, which chooses how to restore (`postgres-logical`, `pocketbase`).
+    pub kind: String,
+    /// The run, and the point's name.
+    pub run: RunId,
+    /// The run whose blocks it builds on.
+    pub parent: Option<RunId>,
+    /// The scheduled instant it answers for.
+    pub slot: Option<DateTime<Utc>>,
+    /// The state directory that wrote it.
+    pub writer: String,
+    /// A cut of a long run: a root for sweep, no point for restore.
+    #[serde(default)]
+    pub partial: bool,
+    /// The instant it restores to, on the source's clock.
+    pub at: DateTime<Utc>,
+    /// When the run began (host clock).
+    pub started: DateTime<Utc>,
+    /// When the commit was written (host clock).
+    pub finished: DateTime<Utc>,
+    /// Three clocks read together.
+    pub clocks: Clocks,
+    /// Engine facts: versions, ids, LSN.
+    pub facts: serde_json::Value,
+    /// Bytes.
+    pub bytes: Bytes,
+    /// Digest of `manifest.age`.
+    pub manifest: Digest,
+    /// How many manifests a reader merges: 1 for a whole one.
+    pub manifest_depth: u32,
+    /// Digest of `refs`.
+    pub refs: Digest,
+    /// Digest of `SHA256SUMS`.
+    pub sums: Digest,
+    /// The key.
+    pub generation: CommitGeneration,
+    /// The log stream it belongs to and its position there (kept for sources with a log).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    /// Log needed to restore it (kept for sources with a log).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<serde_json::Value>,
+}
+
+impl Commit {
+    /// The object's bytes: the JSON on one line, then the SHA-256 of that line.
+    ///
+    /// # Errors
+    /// Larger than [`COMMIT_MAX_BYTES`]: too many recipients or facts.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let line = to_json(self)?;
+        if line.len() > COMMIT_MAX_BYTES {
+            return Err(Error::failed(format!(
+                "the commit would be {} bytes, over the limit of {COMMIT_MAX_BYTES}",
+                line.len()
+            ))
+            .hint("Use fewer recipients; each adds about 130 bytes."));
+        }
+        let digest = Digest::of(&line);
+        let mut bytes = line;
+        bytes.extend_from_slice(format!("\n{digest}\n").as_bytes());
+        Ok(bytes)
+    }
+    /// Reads a commit and compares everything that can be compared without a key.
+    ///
+    /// # Errors
+    /// Damaged, of another place, or of a format or with a feature that this build does not know.
+    pub fn parse(
+        bytes: &[u8],
+        key: &Key,
+        repository: RepositoryId,
+        source: &SourceName,
+        run: RunId,
+    ) -> Result<Self> {
+        let bad = |why: &str| Error::damaged(format!("the commit {key} is damaged: {why}"));
+        let end = bytes
+            .iter()
+            .position(|b| *b == b'\n')
+            .ok_or_else(|| bad("no second line"))?;
+        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+        let digest = rest.strip_suffix(b"\n").unwrap_or(rest);
+        if digest != Digest::of(line).to_string().as_bytes() {
+            return Err(bad("its digest is wrong"));
+        }
+        check_format(line, key)?;
+        let commit: Self = serde_json::from_slice(line).map_err(|e| bad(&e.to_string()))?;
+        compare(
+            key,
+            repository,
+            source,
+            run,
+            (commit.repository, &commit.source, commit.run),
+        )?;
+        Ok(commit)
+    }
+}
+
+/// What every plain document below a source has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Repository format.
+    pub format: u32,
+    /// The repository.
+    pub repository: RepositoryId,
+    /// The source.
+    pub source: SourceName,
+    /// The run.
+    pub run: RunId,
+}
+
+/// `tombstones/<run>.json`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Where it belongs.
+    #[serde(flatten)]
+    pub place: Place,
+    /// When prune wrote it (host clock, for people; ages count by store time).
+    pub at: DateTime<Utc>,
+    /// Why.
+    pub reason: String,
+}
+
+/// `holds/<run>.json`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Where it belongs.
+    #[serde(flatten)]
+    pub place: Place,
+    /// When (host clock).
+    pub at: DateTime<Utc>,
+    /// Who.
+    pub who: String,
+    /// Why.
+    pub why: String,
+}
+
+/// `damaged/<ulid>.json`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// The run whose object it is.
+    #[serde(flatten)]
+    pub place: Place,
+    /// The object's name within the run, or `commit`.
+    pub object: String,
+    /// `missing` or what is wrong.
+    pub problem: String,
+    /// When (host clock).
+    pub at: DateTime<Utc>,
+}
+
+/// One line of `refs`: a run that this one draws on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The run.
+    pub run: RunId,
+    /// Digest of its `SHA256SUMS`.
+    pub sums: Digest,
+    /// The generation it is encrypted to.
+    pub generation: GenerationId,
+    /// First and last number of each interval of packs used.
+    pub packs: Vec<(u32, u32)>,
+    /// Whether its manifest is needed.
+    pub manifest: bool,
+}
+
+/// `refs`: everything outside its own prefix that a run draws on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refs(pub BTreeMap<RunId, Reference>);
+
+impl Refs {
+    /// The object's bytes: a head line, then a line a run.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn to_bytes(&self, place: &Place) -> Result<Vec<u8>> {
+        let mut bytes = to_json(place)?;
+        bytes.push(b'\n');
+        for reference in self.0.values() {
+            bytes.extend(to_json(reference)?);
+            bytes.push(b'\n');
+        }
+        Ok(bytes)
+    }
+    /// Reads them; the digest in the commit was compared before.
+    ///
+    /// # Errors
+    /// Damaged or of another place.
+    pub fn parse(bytes: &[u8], key: &Key, place: &Place) -> Result<Self> {
+        let mut lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
+        let bad = |e: &dyn std::fmt::Display| Error::damaged(format!("{key} is damaged: {e}"));
+        let head: Place = serde_json::from_slice(lines.next().unwrap_or_default()).map_err(|e| bad(&e))?;
+        compare(
+            key,
+            place.repository,
+            &place.source,
+            place.run,
+            (head.repository, &head.source, head.run),
+        )?;
+        let mut refs = BTreeMap::new();
+        for line in lines {
+            let reference: Reference = serde_json::from_slice(line).map_err(|e| bad(&e))?;
+            if reference.packs.iter().any(|(a, b)| a > b) {
+                return Err(bad(&"an interval ends before it begins"));
+            }
+            refs.insert(reference.run, reference);
+        }
+        Ok(Self(refs))
+    }
+}
+
+/// `SHA256SUMS`: the objects of a run, as `sha256sum -c` reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums(pub BTreeMap<String, Digest>);
+
+impl Sums {
+    /// The object's bytes; its first line is a comment that names the place.
+    pub fn to_bytes(&self, place: &Place) -> Vec<u8> {
+        let mut text = sums_head(place);
+        for (name, digest) in &self.0 {
+            // Writing to a String can not fail.
+            let _ = writeln!(text, "{digest}  {name}");
+        }
+        text.into_bytes()
+    }
+    /// Reads them; the digest in the commit or in refs was compared before.
+    ///
+    /// # Errors
+    /// Damaged or of another place.
+    pub fn parse(bytes: &[u8], key: &Key, place: &Place) -> Result<Self> {
+        let bad = |why: &str| Error::damaged(format!("{key} is damaged: {why}"));
+        let text = std::str::from_utf8(bytes).map_err(|_| bad("it is not text"))?;
+        let rest = text
+            .strip_prefix(&sums_head(place))
+            .ok_or_else(|| bad("it is not of this place"))?;
+        let mut sums = BTreeMap::new();
+        for line in rest.lines() {
+            let (digest, name) = line.split_once("  ").ok_or_else(|| bad("a line has no name"))?;
+            let known = name == super::layout::MANIFEST
+                || name == super::layout::REFS
+                || super::layout::pack_number(name).is_some();
+            if !known {
+                return Err(bad("it names an object that no run has"));
+            }
+            sums.insert(name.to_owned(), digest.parse()?);
+        }
+        Ok(Self(sums))
+    }
+}
+
+fn sums_head(place: &Place) -> String {
+    format!(
+        "# lifeboat format={} repository={} source={} run={}\n",
+        place.format, place.repository, place.source, place.run
+    )
+}
+
+/// One line of JSON.
+///
+/// # Errors
+/// None for our own types.
+pub fn to_json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::failed("a document can not be written as JSON").because(e))
+}
+
+/// Reads a document with a [`Place`] and compares it with the key it was found under.
+///
+/// # Errors
+/// Damaged or of another place.
+pub fn parse_placed<T: DeserializeOwned>(
+    bytes: &[u8],
+    key: &Key,
+    place_of: impl Fn(&T) -> &Place,
+    place: &Place,
+) -> Result<T> {
+    check_format(bytes, key)?;
+    let document: T =
+        serde_json::from_slice(bytes).map_err(|e| Error::damaged(format!("{key} is damaged: {e}")))?;
+    let found = place_of(&document);
+    compare(
+        key,
+        place.repository,
+        &place.source,
+        place.run,
+        (found.repository, &found.source, found.run),
+    )?;
+    Ok(document)
+}
+
+/// Refuses a document of a format or with a feature that this build does not know.
+///
+/// # Errors
+/// As said; a document without a readable format is damaged.
+pub fn check_format(json: &[u8], key: &Key) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+        #[serde(default)]
+        must_understand: Vec<String>,
+    }
+    let head: Head =
+        serde_json::from_slice(json).map_err(|e| Error::damaged(format!("{key} is damaged: {e}")))?;
+    if head.format != FORMAT || !head.must_understand.is_empty() {
+        return Err(Error::new(
+            Kind::Failed,
+            format!(
+                "{key} is of format {}{}, which this build does not know",
+                head.format,
+                features(&head.must_understand)
+            ),
+        )
+        .hint("Use a newer Lifeboat; nothing was changed."));
+    }
+    Ok(())
+}
+
+fn features(names: &[String]) -> String {
+    if names.is_empty() {
+        String::new()
+    } else {
+        format!(" with {}", names.join(", "))
+    }
+}
+
+fn compare(
+    key: &Key,
+    repository: RepositoryId,
+    source: &SourceName,
+    run: RunId,
+    found: (RepositoryId, &SourceName, RunId),
+) -> Result<()> {
+    if found != (repository, source, run) {
+        return Err(Error::damaged(format!(
+            "{key} belongs elsewhere: it names repository {}, source {}, run {}",
+            found.0, found.1, found.2
+        ))
+        .hint("An object was copied or swapped; `backup verify` tells how far the damage goes."));
+    }
+    Ok(())
+}

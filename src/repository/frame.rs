@@ -1,0 +1,252 @@
+//! Frames: one zstd frame holds up to 4 MiB of content, alone readable, with its size and checksum on.
+//!
+//! Every frame is decoded again and compared before it is used (encoders have had bugs). Content that will not
+//! shrink is laid into raw blocks by hand: RFC 8878, section 3.1.1, at no cost of CPU but the checksum.
+
+use std::hash::Hasher as _;
+
+use twox_hash::XxHash64;
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::CParameter;
+
+use crate::error::{Error, Result};
+
+/// The most content of one frame.
+pub const FRAME_CONTENT_MAX: usize = 4 << 20;
+/// The compression level: zstd's own default.
+pub const LEVEL: i32 = 3;
+/// The magic number of the skippable frame that heads a pack (RFC 8878, section 3.1.2).
+pub const HEAD_MAGIC: u32 = 0x184D_2A50;
+/// The magic number of the skippable frame that pads a pack.
+pub const PADDING_MAGIC: u32 = 0x184D_2A51;
+
+/// Compresses frames, and proves each by decoding it.
+pub struct FrameEncoder {
+    compressor: Compressor<'static>,
+    sampler: Compressor<'static>,
+    decompressor: Decompressor<'static>,
+    decoded: Vec<u8>,
+}
+
+impl FrameEncoder {
+    /// A new one; it keeps its working memory.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new() -> Result<Self> {
+        let broken = |e: std::io::Error| Error::failed("zstd can not be set up").because(e);
+        let mut compressor = Compressor::new(LEVEL).map_err(broken)?;
+        compressor
+            .set_parameter(CParameter::ChecksumFlag(true))
+            .map_err(broken)?;
+        compressor
+            .set_parameter(CParameter::ContentSizeFlag(true))
+            .map_err(broken)?;
+        Ok(Self {
+            compressor,
+            sampler: Compressor::new(1).map_err(broken)?,
+            decompressor: Decompressor::new().map_err(broken)?,
+            decoded: Vec::new(),
+        })
+    }
+
+    /// The frame of a content of at most [`FRAME_CONTENT_MAX`] bytes.
+    ///
+    /// # Errors
+    /// The encoder failed, or what it wrote does not decode to the content.
+    pub fn encode(&mut self, content: &[u8]) -> Result<Vec<u8>> {
+        if content.len() > FRAME_CONTENT_MAX {
+            return Err(Error::failed("a frame was given more content than it may hold"));
+        }
+        let frame = if self.will_not_shrink(content)? {
+            raw_frame(content)
+        } else {
+            let packed = self
+                .compressor
+                .compress(content)
+                .map_err(|e| Error::failed("zstd failed to compress").because(e))?;
+            if packed.len() < content.len() {
+                packed
+            } else {
+                raw_frame(content)
+            }
+        };
+        self.decoded.clear();
+        self.decoded.reserve(content.len());
+        self.decompressor
+            .decompress_to_buffer(&frame, &mut self.decoded)
+            .map_err(|e| {
+                Error::failed("a frame just compressed does not decode; nothing was committed").because(e)
+            })?;
+        if self.decoded != content {
+            return Err(Error::failed(
+                "a frame just compressed decodes to other bytes; nothing was committed",
+            )
+            .hint("Check this machine's memory; then run again."));
+        }
+        Ok(frame)
+    }
+
+    /// Tries three small samples; only if none shrinks, all is taken as incompressible.
+    fn will_not_shrink(&mut self, content: &[u8]) -> Result<bool> {
+        const SAMPLE: usize = 16 << 10;
+        if content.len() < 8 * SAMPLE {
+            return Ok(false);
+        }
+        for at in [0, content.len() / 2, content.len() - SAMPLE] {
+            let sample = &content[at..at + SAMPLE];
+            let packed = self
+                .sampler
+                .compress(sample)
+                .map_err(|e| Error::failed("zstd failed to compress").because(e))?;
+            if packed.len() < SAMPLE - SAMPLE / 50 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A zstd frame of raw blocks.
+fn raw_frame(content: &[u8]) -> Vec<u8> {
+    const BLOCK_MAX: usize = 128 << 10;
+    let mut frame = Vec::with_capacity(content.len() + content.len() / BLOCK_MAX * 3 + 32);
+    frame.extend_from_slice(&0xFD2F_B528u32.to_le_bytes());
+    // Descriptor: 8-byte content size (3 << 6), checksum (1 << 2), and a window instead of a single segment, so
+    // that a decoder's window stays small whatever the content.
+    frame.push(0b1100_0100);
+    // Window descriptor: exponent 7, mantissa 0: 2^(10 + 7) = 128 KiB, the size of a block.
+    frame.push(7 << 3);
+    frame.extend_from_slice(&(content.len() as u64).to_le_bytes());
+    let mut blocks = content.chunks(BLOCK_MAX).peekable();
+    if blocks.peek().is_none() {
+        frame.extend_from_slice(&[1, 0, 0]);
+    }
+    while let Some(block) = blocks.next() {
+        let last = u32::from(blocks.peek().is_none());
+        let header = (block.len() as u32) << 3 | last;
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.extend_from_slice(block);
+    }
+    let mut hasher = XxHash64::with_seed(0);
+    hasher.write(content);
+    frame.extend_from_slice(&hasher.finish().to_le_bytes()[..4]);
+    frame
+}
+
+/// Decodes one frame whose content is at most [`FRAME_CONTENT_MAX`] bytes.
+///
+/// # Errors
+/// It is damaged, or larger than that.
+pub fn decode(frame: &[u8]) -> Result<Vec<u8>> {
+    let bad = |why: String| Error::damaged(format!("a frame is damaged: {why}"));
+    let size = zstd::zstd_safe::get_frame_content_size(frame)
+        .ok()
+        .flatten()
+        .ok_or_else(|| bad("its content size is not told".into()))?;
+    if size > FRAME_CONTENT_MAX as u64 {
+        return Err(bad(format!("it claims {size} bytes of content")));
+    }
+    let mut content = Vec::with_capacity(size as usize);
+    let mut decompressor =
+        Decompressor::new().map_err(|e| Error::failed("zstd can not be set up").because(e))?;
+    decompressor
+        .decompress_to_buffer(frame, &mut content)
+        .map_err(|e| bad(e.to_string()))?;
+    if content.len() as u64 != size {
+        return Err(bad(format!(
+            "{} bytes of content instead of {size}",
+            content.len()
+        )));
+    }
+    Ok(content)
+}
+
+/// A skippable frame.
+pub fn skippable(magic: u32, content: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(content.len() + 8);
+    frame.extend_from_slice(&magic.to_le_bytes());
+    frame.extend_from_slice(&(content.len() as u32).to_le_bytes());
+    frame.extend_from_slice(content);
+    frame
+}
+
+/// The content of the skippable frame that bytes begin with.
+pub fn skippable_at_start(bytes: &[u8], magic: u32) -> Option<&[u8]> {
+    let (head, rest) = bytes.split_at_checked(8)?;
+    if head[..4] != magic.to_le_bytes() {
+        return None;
+    }
+    let length = u32::from_le_bytes(head[4..].try_into().ok()?) as usize;
+    rest.get(..length)
+}
+
+/// The size that Padmé (PURBs, Nikitin et al. 2019, section 4) pads a length to: at most 12 % more, less for long ones,
+/// so that a size tells only its magnitude.
+pub fn padme(length: u64) -> u64 {
+    if length < 2 {
+        return length;
+    }
+    let exponent = length.ilog2();
+    let digits = exponent.checked_ilog2().map_or(1, |d| d + 1);
+    let mask = (1u64 << exponent.saturating_sub(digits)) - 1;
+    (length + mask) & !mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(length: usize, seed: u64) -> Vec<u8> {
+        let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+        let mut bytes = vec![0; length];
+        reader.fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn raw_frames_are_zstd_frames() {
+        for length in [0, 1, 127, 128 << 10, (128 << 10) + 1, FRAME_CONTENT_MAX] {
+            let content = noise(length, 7);
+            let frame = raw_frame(&content);
+            assert_eq!(zstd::decode_all(&frame[..]).unwrap(), content);
+            assert_eq!(decode(&frame).unwrap(), content);
+            let mut damaged = frame.clone();
+            let middle = damaged.len() - 5;
+            damaged[middle] ^= 1;
+            assert!(decode(&damaged).is_err());
+        }
+    }
+
+    #[test]
+    fn incompressible_content_costs_next_to_nothing() {
+        let content = noise(FRAME_CONTENT_MAX, 1);
+        let frame = FrameEncoder::new().unwrap().encode(&content).unwrap();
+        assert!(frame.len() <= content.len() + 3 * 32 + 32);
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused() {
+        let mut frame = raw_frame(b"x");
+        frame[6..14].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode(&frame).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn frames_come_back(seed: u64, length in 0usize..300_000, repeat in 1usize..5) {
+            let content = noise(length / repeat, seed).repeat(repeat);
+            let frame = FrameEncoder::new().unwrap().encode(&content).unwrap();
+            prop_assert_eq!(decode(&frame).unwrap(), content);
+        }
+
+        #[test]
+        fn padme_never_shrinks_and_adds_at_most_an_eighth(length in 0u64..1 << 40) {
+            let padded = padme(length);
+            prop_assert!(padded >= length);
+            prop_assert!(padded - length <= length / 8 + 1);
+        }
+    }
+}

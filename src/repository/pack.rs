@@ -1,0 +1,184 @@
+//! Packs: one standard age file around a run of frames, headed by a skippable frame that names repository, source,
+//! run and pack, so that `age -d pack | zstd -d` gives the content and a pack laid elsewhere is told.
+
+use std::io::{Read as _, Write as _};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::frame::{self, HEAD_MAGIC, PADDING_MAGIC};
+use crate::error::{Error, Kind, Result};
+use crate::types::{Digest, RepositoryId, RunId, SourceName};
+
+/// The plaintext size at which a pack is closed.
+pub const PACK_TARGET: usize = 16 << 20;
+/// The largest sealed pack or manifest that is read.
+pub const SEALED_MAX: u64 = 1 << 30;
+
+/// What the head of an encrypted object says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Repository format.
+    pub format: u32,
+    /// The repository.
+    pub repository: RepositoryId,
+    /// The source.
+    pub source: SourceName,
+    /// The run.
+    pub run: RunId,
+    /// The object's name within the run: `0.age`, `manifest.age`.
+    pub object: String,
+}
+
+impl Head {
+    /// The skippable frame that an object begins with.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn to_frame(&self) -> Result<Vec<u8>> {
+        Ok(frame::skippable(HEAD_MAGIC, &super::documents::to_json(self)?))
+    }
+}
+
+/// A sealed object, ready to be put.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The age file.
+    pub bytes: Bytes,
+    /// Its SHA-256.
+    pub digest: Digest,
+}
+
+/// Encrypts a plaintext (head frame included) to a recipient. The plaintext is padded with a skippable frame if asked.
+///
+/// # Errors
+/// age failed.
+pub fn seal(mut plaintext: Vec<u8>, pad: bool, recipient: &age::x25519::Recipient) -> Result<Sealed> {
+    let broken = |e: String| Error::failed(format!("a pack can not be encrypted: {e}"));
+    if pad {
+        pad_plaintext(&mut plaintext);
+    }
+    let encryptor = age::Encryptor::with_recipients(std::iter::once(recipient as &dyn age::Recipient))
+        .map_err(|e| broken(e.to_string()))?;
+    // 16 bytes a 64 KiB chunk, and the header.
+    let mut bytes = Vec::with_capacity(plaintext.len() + plaintext.len() / 4096 + 1024);
+    let mut writer = encryptor
+        .wrap_output(&mut bytes)
+        .map_err(|e| broken(e.to_string()))?;
+    writer.write_all(&plaintext).map_err(|e| broken(e.to_string()))?;
+    writer.finish().map_err(|e| broken(e.to_string()))?;
+    let digest = Digest::of(&bytes);
+    Ok(Sealed {
+        bytes: bytes.into(),
+        digest,
+    })
+}
+
+fn pad_plaintext(plaintext: &mut Vec<u8>) {
+    let length = plaintext.len() as u64;
+    let padded = frame::padme(length + 8);
+    let zeros = vec![0; (padded - length - 8) as usize];
+    plaintext.extend(frame::skippable(PADDING_MAGIC, &zeros));
+}
+
+/// Decrypts an object and compares its head with what was asked for. The plaintext keeps its head, so that the
+/// positions of extents hold.
+///
+/// # Errors
+/// [`Kind::NoIdentity`] when the identity does not open it, [`Kind::Damaged`] otherwise.
+pub fn open(sealed: &[u8], identity: &age::x25519::Identity, expected: &Head) -> Result<Vec<u8>> {
+    let name = format!(
+        "{}/{} of source {}",
+        expected.run, expected.object, expected.source
+    );
+    let plaintext = decrypt(sealed, &[identity], &name)?;
+    let head = frame::skippable_at_start(&plaintext, HEAD_MAGIC)
+        .ok_or_else(|| Error::damaged(format!("{name} has no head")))?;
+    let head: Head = serde_json::from_slice(head)
+        .map_err(|e| Error::damaged(format!("the head of {name} is damaged: {e}")))?;
+    if head != *expected {
+        return Err(Error::damaged(format!(
+            "{name} belongs elsewhere: it says it is {}/{} of source {} in repository {}",
+            head.run, head.object, head.source, head.repository
+        ))
+        .hint("An object was copied or swapped; `backup verify` tells how far the damage goes."));
+    }
+    Ok(plaintext)
+}
+
+/// Decrypts an age file with any of the identities.
+///
+/// # Errors
+/// As [`open`].
+pub fn decrypt(sealed: &[u8], identities: &[&age::x25519::Identity], name: &str) -> Result<Vec<u8>> {
+    let damaged = |e: String| Error::damaged(format!("{name} can not be decrypted: {e}"));
+    let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| damaged(e.to_string()))?;
+    let mut reader = decryptor
+        .decrypt(identities.iter().map(|i| *i as &dyn age::Identity))
+        .map_err(|e| match e {
+            age::DecryptError::NoMatchingKeys => {
+                Error::new(Kind::NoIdentity, format!("no identity opens {name}"))
+                    .hint("Give the right one: encryption.identity in the policy, or --identity FILE.")
+            }
+            other => damaged(other.to_string()),
+        })?;
+    let mut plaintext = Vec::with_capacity(sealed.len());
+    reader
+        .read_to_end(&mut plaintext)
+        .map_err(|e| damaged(e.to_string()))?;
+    Ok(plaintext)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repository::frame::FrameEncoder;
+
+    fn head(object: &str) -> Head {
+        Head {
+            format: 1,
+            repository: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+            source: "app".parse().unwrap(),
+            run: "01ARZ3NDEKTSV4RRFFQ69G5FAW".parse().unwrap(),
+            object: object.into(),
+        }
+    }
+
+    fn sealed(identity: &age::x25519::Identity) -> Sealed {
+        let mut plaintext = head("0.age").to_frame().unwrap();
+        plaintext.extend(FrameEncoder::new().unwrap().encode(&vec![7u8; 3000]).unwrap());
+        seal(plaintext, true, &identity.to_public()).unwrap()
+    }
+
+    #[test]
+    fn a_pack_is_plain_zstd_inside() {
+        let identity = age::x25519::Identity::generate();
+        let plaintext = open(&sealed(&identity).bytes, &identity, &head("0.age")).unwrap();
+        assert_eq!(zstd::decode_all(&plaintext[..]).unwrap(), vec![7u8; 3000]);
+    }
+
+    #[test]
+    fn a_pack_laid_elsewhere_is_told() {
+        let identity = age::x25519::Identity::generate();
+        let error = open(&sealed(&identity).bytes, &identity, &head("1.age")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        let other = age::x25519::Identity::generate();
+        let error = open(&sealed(&identity).bytes, &other, &head("0.age")).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoIdentity);
+    }
+
+    #[test]
+    fn every_flipped_or_missing_byte_is_told() {
+        let identity = age::x25519::Identity::generate();
+        let good = sealed(&identity).bytes;
+        for at in 0..good.len() {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1;
+            assert!(open(&bad, &identity, &head("0.age")).is_err(), "flip at {at}");
+            assert!(
+                open(&good[..at], &identity, &head("0.age")).is_err(),
+                "cut at {at}"
+            );
+        }
+    }
+}

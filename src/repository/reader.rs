@@ -1,0 +1,437 @@
+//! Reads a point back: manifests merged, packs fetched in parallel and compared with `SHA256SUMS`, frames decoded,
+//! every stretch compared with its BLAKE3 before a byte of it is handed out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::sync::OnceCell;
+
+use super::documents::{Commit, Refs, Sums};
+use super::generation::KeyRing;
+use super::manifest::{ContentDigest, Extent, Line, ManifestHead, ManifestReader, Merge, STRETCH};
+use super::packer::object_head;
+use super::{Repository, frame, layout, pack};
+use crate::error::{Error, Kind, Result};
+use crate::source::{PointContent, RestoredUnit};
+use crate::types::{RunId, SourceName};
+
+/// Decrypted packs kept at once; each is about 16 MiB.
+const PACKS_KEPT: usize = 4;
+/// Decoded frames kept at once; each is at most 4 MiB.
+const FRAMES_KEPT: usize = 8;
+/// Stretches read ahead; each is at most 16 MiB.
+const READ_AHEAD: usize = 2;
+
+/// A point, opened: its manifests read, its keys at hand.
+pub struct OpenPoint {
+    inner: Arc<Inner>,
+    manifests: Vec<(Bytes, String)>,
+    /// The head of its newest manifest.
+    pub head: ManifestHead,
+}
+
+struct Inner {
+    repository: Repository,
+    source: SourceName,
+    identities: BTreeMap<RunId, age::x25519::Identity>,
+    sums: BTreeMap<RunId, Sums>,
+    packs: Cache<(RunId, u32)>,
+    frames: Cache<(RunId, u32, u32)>,
+}
+
+/// A small cache with one fetch per key at a time.
+struct Cache<K> {
+    kept: usize,
+    cells: Mutex<VecDeque<(K, Arc<OnceCell<Bytes>>)>>,
+}
+
+impl<K: PartialEq + Copy> Cache<K> {
+    fn new(kept: usize) -> Self {
+        Self {
+            kept,
+            cells: Mutex::new(VecDeque::new()),
+        }
+    }
+    /// The cell of a key, made if need be; the least recently asked for one goes.
+    fn cell(&self, key: K) -> Arc<OnceCell<Bytes>> {
+        let mut cells = self
+            .cells
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = cells
+            .iter()
+            .position(|(k, _)| *k == key)
+            .and_then(|at| cells.remove(at));
+        let entry = found.unwrap_or_else(|| (key, Arc::new(OnceCell::new())));
+        let cell = entry.1.clone();
+        cells.push_back(entry);
+        while cells.len() > self.kept {
+            cells.pop_front();
+        }
+        cell
+    }
+}
+
+impl OpenPoint {
+    /// Opens a point: references, digests, keys, manifests.
+    ///
+    /// # Errors
+    /// Damaged or missing objects, or no identity.
+    pub async fn open(
+        repository: &Repository,
+        source: &SourceName,
+        commit: &Commit,
+        keys: &mut KeyRing,
+    ) -> Result<Self> {
+        let run = commit.run;
+        let refs = repository.refs(source, run, commit.refs).await?;
+        let mut sums = BTreeMap::from([(run, repository.sums(source, run, commit.sums).await?)]);
+        for reference in refs.0.values() {
+            sums.insert(
+                reference.run,
+                repository.sums(source, reference.run, reference.sums).await?,
+            );
+        }
+        compare_digests(&sums[&run], commit)?;
+        use base64::Engine as _;
+        let wrap = base64::engine::general_purpose::STANDARD
+            .decode(&commit.generation.wrap)
+            .ok();
+        let mut identities = BTreeMap::new();
+        identities.insert(
+            run,
+            keys.open(repository, commit.generation.id, wrap.as_deref())
+                .await?,
+        );
+        for reference in refs.0.values() {
+            identities.insert(
+                reference.run,
+                keys.open(repository, reference.generation, None).await?,
+            );
+        }
+        let inner = Inner {
+            repository: repository.clone(),
+            source: source.clone(),
+            identities,
+            sums,
+            packs: Cache::new(PACKS_KEPT),
+            frames: Cache::new(FRAMES_KEPT),
+        };
+        let (manifests, head) = inner.manifests(commit, &refs).await?;
+        Ok(Self {
+            inner: Arc::new(inner),
+            manifests,
+            head,
+        })
+    }
+
+    /// The lines of the point, merged.
+    ///
+    /// # Errors
+    /// A damaged manifest.
+    pub fn lines(&self) -> Result<Merge<ManifestReader>> {
+        let readers = self
+            .manifests
+            .iter()
+            .map(|(plaintext, name)| ManifestReader::new(plaintext.clone(), name))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Merge::new(readers))
+    }
+
+    /// The content, to be read in order.
+    ///
+    /// # Errors
+    /// A damaged manifest.
+    pub fn content(&self) -> Result<PointReader> {
+        let inner = self.inner.clone();
+        let stretches = futures::stream::iter(self.lines()?)
+            .map(move |line| {
+                let inner = inner.clone();
+                async move {
+                    let line = line?;
+                    let content = inner.fetch(&line).await?;
+                    Ok((line, content))
+                }
+            })
+            .buffered(READ_AHEAD);
+        Ok(PointReader {
+            stretches: stretches.boxed(),
+            waiting: None,
+            unit: None,
+        })
+    }
+}
+
+/// The commit and `SHA256SUMS` must tell the same digests.
+fn compare_digests(sums: &Sums, commit: &Commit) -> Result<()> {
+    for (name, digest) in [(layout::MANIFEST, commit.manifest), (layout::REFS, commit.refs)] {
+        if sums.0.get(name) != Some(&digest) {
+            return Err(Error::damaged(format!(
+                "the commit and SHA256SUMS of run {} disagree about {name}",
+                commit.run
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Inner {
+    async fn manifests(&self, commit: &Commit, refs: &Refs) -> Result<(Vec<(Bytes, String)>, ManifestHead)> {
+        let mut newest_first = Vec::new();
+        let mut newest_head: Option<ManifestHead> = None;
+        let mut next = Some((commit.run, commit.manifest));
+        while let Some((run, digest)) = next {
+            if newest_first.len() as u32 >= commit.manifest_depth {
+                return Err(Error::damaged(format!(
+                    "the chain of manifests of run {} is longer than its commit says",
+                    commit.run
+                )));
+            }
+            if run != commit.run && !refs.0.get(&run).is_some_and(|r| r.manifest) {
+                return Err(Error::damaged(format!(
+                    "the manifest of run {run} is not among the references of {}",
+                    commit.run
+                )));
+            }
+            let (plaintext, head) = self.manifest(run, digest).await?;
+            next = match (head.parent, head.parent_manifest) {
+                (Some(parent), Some(digest)) => Some((parent, digest)),
+                (None, None) => None,
+                _ => {
+                    return Err(Error::damaged(format!(
+                        "the head of the manifest of run {run} is damaged"
+                    )));
+                }
+            };
+            newest_first.push((plaintext, format!("{run}/{}", layout::MANIFEST)));
+            newest_head.get_or_insert(head);
+        }
+        let head = newest_head.ok_or_else(|| Error::damaged("a point has no manifest"))?;
+        let agrees = (head.at, head.partial, &head.kind, &head.facts)
+            == (commit.at, commit.partial, &commit.kind, &commit.facts);
+        if !agrees || newest_first.len() as u32 != commit.manifest_depth {
+            return Err(Error::damaged(format!(
+                "the commit and the manifest of run {} disagree",
+                commit.run
+            ))
+            .hint("One of them was replaced; choose another point."));
+        }
+        newest_first.reverse();
+        Ok((newest_first, head))
+    }
+
+    async fn manifest(&self, run: RunId, digest: crate::types::Digest) -> Result<(Bytes, ManifestHead)> {
+        let key = layout::run_object(&self.source, run, layout::MANIFEST);
+        let sealed = self.repository.read_checked(&key, digest).await?;
+        let plaintext: Bytes = self.decrypt(run, layout::MANIFEST, sealed).await?;
+        let head = ManifestReader::new(plaintext.clone(), key.as_str())?.head;
+        if (head.repository, &head.source, head.run) != (self.repository.id(), &self.source, run) {
+            return Err(Error::damaged(format!("{key} belongs elsewhere")));
+        }
+        Ok((plaintext, head))
+    }
+
+    async fn decrypt(&self, run: RunId, object: &str, sealed: Bytes) -> Result<Bytes> {
+        let identity = self
+            .identities
+            .get(&run)
+            .cloned()
+            .ok_or_else(|| Error::damaged(format!("run {run} is not among the references")))?;
+        let head = object_head(&self.repository, &self.source, run, object);
+        tokio::task::spawn_blocking(move || pack::open(&sealed, &identity, &head).map(Bytes::from))
+            .await
+            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))?
+    }
+
+    async fn pack(&self, run: RunId, number: u32) -> Result<Bytes> {
+        let cell = self.packs.cell((run, number));
+        cell.get_or_try_init(|| async {
+            let name = layout::pack_name(number);
+            let digest = self
+                .sums
+                .get(&run)
+                .and_then(|sums| sums.0.get(&name))
+                .ok_or_else(|| {
+                    Error::damaged(format!("pack {name} of run {run} is not in its SHA256SUMS"))
+                })?;
+            let sealed = self
+                .repository
+                .read_checked(&layout::pack(&self.source, run, number), *digest)
+                .await?;
+            self.decrypt(run, &name, sealed).await
+        })
+        .await
+        .cloned()
+    }
+
+    async fn frame(&self, extent: &Extent) -> Result<Bytes> {
+        let cell = self.frames.cell((extent.run, extent.pack, extent.frame_at));
+        cell.get_or_try_init(|| async {
+            let plaintext = self.pack(extent.run, extent.pack).await?;
+            let (at, length) = (extent.frame_at as usize, extent.frame_length as usize);
+            let frame = at
+                .checked_add(length)
+                .filter(|end| *end <= plaintext.len())
+                .map(|end| plaintext.slice(at..end))
+                .ok_or_else(|| {
+                    Error::damaged(format!(
+                        "pack {} of run {} is shorter than its manifest says",
+                        extent.pack, extent.run
+                    ))
+                })?;
+            tokio::task::spawn_blocking(move || frame::decode(&frame).map(Bytes::from))
+                .await
+                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))?
+        })
+        .await
+        .cloned()
+    }
+
+    /// The content of a line, compared with its digest; nothing for the line of a large unit.
+    async fn fetch(&self, line: &Line) -> Result<Bytes> {
+        let (name, length, digest, extents) = match line {
+            Line::Unit {
+                name,
+                size,
+                digest,
+                extents,
+                ..
+            } if *size <= STRETCH => (name, *size, digest, extents),
+            Line::Stretch {
+                name,
+                length,
+                digest,
+                extents,
+                ..
+            } => (name, u64::from(*length), digest, extents),
+            _ => return Ok(Bytes::new()),
+        };
+        let mut content = Vec::with_capacity(length as usize);
+        for extent in extents {
+            let frame = self.frame(extent).await?;
+            let (from, length) = (extent.offset as usize, extent.length as usize);
+            let part = from
+                .checked_add(length)
+                .and_then(|to| frame.get(from..to))
+                .ok_or_else(|| {
+                    Error::damaged(format!("a frame of {name} is shorter than its manifest says"))
+                })?;
+            content.extend_from_slice(part);
+        }
+        let (content, found) = tokio::task::spawn_blocking(move || {
+            let found: ContentDigest = *blake3::hash(&content).as_bytes();
+            (content, found)
+        })
+        .await
+        .map_err(|e| Error::new(Kind::Failed, "a thread ended unexpectedly").because(e))?;
+        if found != *digest {
+            return Err(Error::damaged(format!(
+                "the content of {name} is not what was backed up: its BLAKE3 differs"
+            ))
+            .hint("Choose another point; `backup verify --content` tells how far the damage goes."));
+        }
+        Ok(Bytes::from(content))
+    }
+}
+
+/// Reads a point's content in order.
+pub struct PointReader {
+    stretches: BoxStream<'static, Result<(Line, Bytes)>>,
+    waiting: Option<(Line, Bytes)>,
+    unit: Option<Reading>,
+}
+
+struct Reading {
+    size: u64,
+    done: u64,
+    digests: blake3::Hasher,
+    digest: ContentDigest,
+}
+
+#[async_trait]
+impl PointContent for PointReader {
+    async fn next(&mut self) -> Result<Option<RestoredUnit>> {
+        while self.unit.is_some() {
+            if self.read().await?.is_none() {
+                self.unit = None;
+            }
+        }
+        let Some((line, content)) = self.take().await? else {
+            return Ok(None);
+        };
+        let Line::Unit {
+            name,
+            size,
+            attributes,
+            digest,
+            ..
+        } = &line
+        else {
+            return Err(Error::damaged(format!(
+                "a manifest has a stretch of {} without its unit",
+                line.name()
+            )));
+        };
+        let unit = RestoredUnit {
+            name: name.clone(),
+            size: *size,
+            attributes: attributes.clone(),
+        };
+        self.unit = Some(Reading {
+            size: *size,
+            done: 0,
+            digests: blake3::Hasher::new(),
+            digest: *digest,
+        });
+        if *size <= STRETCH {
+            self.waiting = Some((line, content));
+        }
+        Ok(Some(unit))
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>> {
+        let Some(mut reading) = self.unit.take() else {
+            return Ok(None);
+        };
+        if reading.done == reading.size {
+            if reading.size > STRETCH && reading.digests.finalize().as_bytes() != &reading.digest {
+                return Err(Error::damaged(
+                    "the stretches of a unit are not those that were backed up",
+                ));
+            }
+            if reading.size == 0 {
+                self.waiting = None;
+            }
+            return Ok(None);
+        }
+        let short = || Error::damaged("a manifest lacks a stretch of a unit");
+        let (line, content) = self.take().await?.ok_or_else(short)?;
+        if let Line::Stretch { at, digest, .. } = &line {
+            if *at != reading.done {
+                return Err(short());
+            }
+            reading.digests.update(digest);
+        } else if reading.size > STRETCH {
+            return Err(short());
+        }
+        reading.done += content.len() as u64;
+        if content.is_empty() || reading.done > reading.size {
+            return Err(short());
+        }
+        self.unit = Some(reading);
+        Ok(Some(content))
+    }
+}
+
+impl PointReader {
+    async fn take(&mut self) -> Result<Option<(Line, Bytes)>> {
+        if let Some(waiting) = self.waiting.take() {
+            return Ok(Some(waiting));
+        }
+        self.stretches.next().await.transpose()
+    }
+}
