@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod jobs;
 pub mod policy;
 pub mod progress;
 pub mod repository;

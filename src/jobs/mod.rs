@@ -1,0 +1,17 @@
+//! Jobs: each plans (pure), then carries the plan out. The command line and the daemon call these and print nothing
+//! of their own making.
+
+pub mod backup;
+pub mod check;
+pub mod hold;
+pub mod init;
+pub mod keys;
+pub mod list;
+pub mod prune;
+pub mod report;
+pub mod restore;
+pub mod session;
+pub mod status;
+pub mod verify;
+
+pub use session::Session;
