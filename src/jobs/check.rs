@@ -1,10 +1,161 @@
-//! (being built)
-#![allow(missing_docs, unused_variables, clippy::unused_async)]
+//! Checks: policy, secrets, access, what the store can do, the sources, the next runs. Everything wrong at once.
+
 use super::Session;
-use super::report::*;
+use super::backup::open_source;
+use super::report::{CheckReport, CheckedSource};
+use super::session::Role;
 use crate::error::{Error, Result};
-use crate::types::{RunId, SourceName};
-/// Policy, secrets, access, store abilities, sources, next runs. Everything wrong at once.
+use crate::policy::{SourcePolicy, secrets};
+use crate::repository::generation;
+use crate::repository::layout;
+use crate::schedule::Schedule;
+use crate::source::{Finding, Level};
+use crate::state::StateDir;
+use crate::store::Abilities;
+use crate::types::SourceName;
+
+/// Policy, secrets, access, store abilities, sources, next runs.
+///
+/// # Errors
+/// None: what is wrong is a finding.
 pub async fn check(session: &Session) -> Result<CheckReport> {
-    Err(Error::failed("not built"))
+    let mut findings = Vec::new();
+    findings.extend(secrets::check_all(&session.policy, &*session.lookup));
+    findings.push(encryption(session));
+    findings.push(state(session));
+    let abilities = repository(session, &mut findings).await;
+    let mut sources = Vec::new();
+    for (name, policy) in &session.policy.sources {
+        sources.push(source(session, name, policy).await);
+    }
+    let errors = findings
+        .iter()
+        .chain(sources.iter().flat_map(|s| &s.findings))
+        .any(|f| f.level == Level::Error);
+    Ok(CheckReport {
+        ok: !errors,
+        findings,
+        abilities,
+        sources,
+    })
+}
+
+fn from_error(name: &str, e: &Error) -> Finding {
+    Finding::error(
+        name,
+        e.chain(),
+        e.hint_text().unwrap_or("See the message.").to_owned(),
+    )
+}
+
+fn encryption(session: &Session) -> Finding {
+    let recipients = &session.policy.encryption.recipients;
+    let bad = recipients
+        .iter()
+        .find_map(|r| generation::parse_recipient(r).err());
+    match (bad, recipients.len()) {
+        (Some(e), _) => from_error("recipients", &e),
+        (None, 0) => Finding::error(
+            "recipients",
+            "encryption.recipients is empty",
+            "Make a key pair with `backup key generate FILE` and add its recipient.",
+        ),
+        (None, 1) => Finding::warning(
+            "recipients",
+            "there is one recipient only",
+            "Add a second one (a recovery key kept elsewhere): if the only identity is lost, so are the backups.",
+        ),
+        (None, n) => Finding::ok("recipients", format!("{n} recipients")),
+    }
+}
+
+fn state(session: &Session) -> Finding {
+    match StateDir::open(&session.policy.state_dir).and_then(|s| s.writer(&session.world)) {
+        Ok(_) => Finding::ok(
+            "state",
+            format!("{} can be written", session.policy.state_dir.display()),
+        ),
+        Err(e) => from_error("state", &e),
+    }
+}
+
+async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Abilities> {
+    let repository = match session.open(Role::Writer).await {
+        Ok(repository) => repository,
+        Err(e) => {
+            findings.push(from_error("repository", &e));
+            return None;
+        }
+    };
+    findings.push(Finding::ok(
+        "repository",
+        format!(
+            "{} at {}, environment {}",
+            repository.id(),
+            repository.store().location(),
+            repository.document().environment
+        ),
+    ));
+    let probe = match session.world.ulid() {
+        Ok(ulid) => layout::probe_prefix(ulid),
+        Err(e) => {
+            findings.push(from_error("store", &e));
+            return None;
+        }
+    };
+    let abilities = match repository.store().probe(&probe, session.world.clock.now()).await {
+        Ok(abilities) => abilities,
+        Err(e) => {
+            findings.push(from_error("store", &e.into()));
+            return None;
+        }
+    };
+    for text in super::init::warnings(session, &abilities) {
+        if !text.starts_with("there is one recipient") {
+            findings.push(Finding::warning(
+                "store",
+                text,
+                "See the manual, \"What the store must be able to do\".",
+            ));
+        }
+    }
+    if session.policy.prune.is_some() {
+        findings.push(match session.open(Role::Pruner).await {
+            Ok(_) => Finding::ok("prune", "the prune credentials can read the repository"),
+            Err(e) => from_error("prune", &e),
+        });
+    }
+    Some(abilities)
+}
+
+async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> CheckedSource {
+    let mut findings = match open_source(session, name, policy) {
+        Ok(source) => source.check(&session.world).await,
+        Err(e) => vec![from_error("source", &e)],
+    };
+    if policy.retention.is_none() {
+        findings.push(Finding::warning(
+            "retention",
+            "there is no retention: everything is kept",
+            "Name a [retention.NAME] in the source, or leave it so.",
+        ));
+    }
+    let mut next_runs = Vec::new();
+    match &policy.schedule {
+        None => findings.push(Finding::warning(
+            "schedule",
+            "there is no schedule: it runs only by hand",
+            "Set schedule, or call `backup run` from a timer.",
+        )),
+        Some(text) => match Schedule::parse(text, policy.timezone) {
+            Ok(schedule) => next_runs = schedule.next_slots(session.world.clock.now(), 5),
+            Err(e) => findings.push(from_error("schedule", &e)),
+        },
+    }
+    CheckedSource {
+        source: name.clone(),
+        kind: policy.kind.name().to_owned(),
+        findings,
+        next_runs,
+    }
 }

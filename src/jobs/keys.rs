@@ -1,22 +1,162 @@
-//! (being built)
-#![allow(missing_docs, unused_variables, clippy::unused_async)]
+//! Keys: the operator's age key pairs, and the repository's generations.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use age::secrecy::ExposeSecret as _;
+use zeroize::Zeroizing;
+
 use super::Session;
-use super::report::*;
-use crate::error::{Error, Result};
-use crate::types::{RunId, SourceName};
+use super::report::{KeyReport, ListedGeneration};
+use super::session::Role;
+use crate::clock::World;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::repository::generation::{self, Generation, KeyRing};
+use crate::repository::{Repository, layout};
+use crate::state::{self, StateDir};
+use crate::types::GenerationId;
+
 /// Makes an age key pair: identity written to FILE (0600, never replacing), returns the recipient.
-pub fn generate(session_world: &crate::clock::World, file: &std::path::Path) -> Result<String> {
-    Err(Error::failed("not built"))
+///
+/// # Errors
+/// The file is there already or can not be written.
+pub fn generate(world: &World, file: &Path) -> Result<String> {
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    let secret = identity.to_string();
+    let text = Zeroizing::new(format!(
+        "# created: {}\n# public key: {recipient}\n{}\n",
+        world
+            .clock
+            .now()
+            .to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        secret.expose_secret()
+    ));
+    let mut out = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::usage(format!("{} is there already", file.display()))
+                .hint("An identity is never replaced; choose another file."),
+            _ => Error::failed(format!("can not write {}", file.display())).because(e),
+        })?;
+    out.write_all(text.as_bytes())
+        .doing(|| format!("can not write {}", file.display()))?;
+    out.sync_all()
+        .doing(|| format!("can not write {}", file.display()))?;
+    Ok(recipient)
 }
+
 /// The generations.
+///
+/// # Errors
+/// The repository, an unreadable identity.
 pub async fn list(session: &Session) -> Result<KeyReport> {
-    Err(Error::failed("not built"))
+    let repository = session.open(Role::Writer).await?;
+    report(session, &repository, Vec::new()).await
 }
+
+async fn wraps(repository: &Repository) -> Result<BTreeMap<GenerationId, u64>> {
+    let mut wraps = BTreeMap::new();
+    for object in repository.list(&layout::keys_prefix()).await? {
+        if let Some(id) = layout::generation_of(&object.key) {
+            *wraps.entry(id).or_insert(0) += 1;
+        }
+    }
+    Ok(wraps)
+}
+
+async fn report(session: &Session, repository: &Repository, done: Vec<String>) -> Result<KeyReport> {
+    let mut keys = session.key_ring()?;
+    let current = current(session, repository)?;
+    let mut generations = Vec::new();
+    for (id, count) in wraps(repository).await? {
+        generations.push(ListedGeneration {
+            generation: id,
+            wraps: count,
+            opens: opens(repository, &mut keys, id).await?,
+            current: current.as_ref().is_some_and(|g| g.id == id),
+        });
+    }
+    Ok(KeyReport { generations, done })
+}
+
+async fn opens(repository: &Repository, keys: &mut KeyRing, id: GenerationId) -> Result<Option<bool>> {
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    match keys.open(repository, id, None).await {
+        Ok(_) => Ok(Some(true)),
+        Err(e) if matches!(e.kind(), Kind::NoIdentity | Kind::Damaged) => Ok(Some(false)),
+        Err(e) => Err(e),
+    }
+}
+
+fn current(session: &Session, repository: &Repository) -> Result<Option<Generation>> {
+    let state = StateDir::open(&session.policy.state_dir)?;
+    state::read_json(&state.generation_file(repository.id())?)
+}
+
 /// A new generation now.
+///
+/// # Errors
+/// The repository, the state directory.
 pub async fn rotate(session: &Session) -> Result<KeyReport> {
-    Err(Error::failed("not built"))
+    let repository = session.open_for_writing().await?;
+    let state = StateDir::open(&session.policy.state_dir)?;
+    let _lock = state.lock_generation(repository.id())?;
+    let new = generation::create(&repository, &session.world, &session.policy.encryption.recipients).await?;
+    state::write_json(&state.generation_file(repository.id())?, &new)?;
+    report(
+        session,
+        &repository,
+        vec![format!("runs are encrypted to generation {} from now on", new.id)],
+    )
+    .await
 }
+
 /// Wraps every generation that the identity opens to the present recipients.
+///
+/// # Errors
+/// No identity; a generation that none opens (the others are done first).
 pub async fn rewrap(session: &Session) -> Result<KeyReport> {
-    Err(Error::failed("not built"))
+    let repository = session.open_for_writing().await?;
+    let mut keys = session.key_ring()?;
+    if keys.is_empty() {
+        return Err(Error::new(
+            Kind::NoIdentity,
+            "there is no identity to open the generations with",
+        )
+        .hint("Set encryption.identity in the policy, or give --identity FILE."));
+    }
+    let recipients = &session.policy.encryption.recipients;
+    let (mut done, mut closed) = (Vec::new(), Vec::new());
+    for id in wraps(&repository).await?.into_keys() {
+        match keys.open(&repository, id, None).await {
+            Ok(identity) => {
+                generation::wrap_identity(&repository, &session.world, id, &identity, recipients).await?;
+                done.push(format!(
+                    "generation {id} is wrapped to {} recipients",
+                    recipients.len()
+                ));
+            }
+            Err(e) if e.kind() == Kind::NoIdentity => closed.push(id.to_string()),
+            Err(e) => return Err(e),
+        }
+    }
+    if !closed.is_empty() {
+        return Err(Error::new(
+            Kind::NoIdentity,
+            format!("no identity at hand opens generations {}", closed.join(", ")),
+        )
+        .hint(format!(
+            "{} others were wrapped anew; run it again with an identity that opens these.",
+            done.len()
+        )));
+    }
+    report(session, &repository, done).await
 }

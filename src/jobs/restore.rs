@@ -1,9 +1,23 @@
-//! (being built)
-#![allow(missing_docs, unused_variables, clippy::unused_async)]
+//! Restores: choose the point (pure), say what the operator gets and the gap, then write.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
 use super::Session;
-use super::report::*;
-use crate::error::{Error, Result};
-use crate::source::{RestoreOptions, Target};
+use super::report::RestoreReport;
+use super::session::Role;
+use crate::error::{Error, Kind, Result};
+use crate::recovery::{self, Candidate, Goal, Plan, Refusal};
+use crate::repository::Repository;
+use crate::repository::catalog::{Catalog, Point};
+use crate::repository::documents::Commit;
+use crate::repository::reader::OpenPoint;
+use crate::schedule::Schedule;
+use crate::source::pocketbase::PocketBaseRestorer;
+use crate::source::postgres::LogicalRestorer;
+use crate::source::{Context, RestoreOptions, Restorer, Target};
+use crate::state::StateDir;
 use crate::types::{RunId, SourceName};
 use crate::when::When;
 
@@ -12,6 +26,8 @@ use crate::when::When;
 pub enum Aim {
     /// `--at`
     When(When),
+    /// `--all --at`: an instant of the store's clock, converted by the offset recorded nearest to it.
+    StoreInstant(DateTime<Utc>),
     /// `--at-point RUN`
     Point(RunId),
 }
@@ -19,22 +35,366 @@ pub enum Aim {
 /// A restore of one source.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// The source.
     pub source: SourceName,
+    /// The recovery target.
     pub aim: Aim,
     /// `None` only for a plan.
     pub target: Option<Target>,
+    /// What the restore may do.
     pub options: RestoreOptions,
     /// `--max-gap`.
-    pub max_gap: Option<std::time::Duration>,
+    pub max_gap: Option<Duration>,
     /// `--yes`, or a terminal said yes to the gap.
     pub gap_accepted: bool,
 }
 
-/// Plans a restore: nothing is written. A gap over the limit is [`crate::error::Kind::Unreachable`] unless accepted.
-pub async fn plan(session: &Session, request: &Request) -> Result<RestoreReport> {
-    Err(Error::failed("not built"))
+/// Clock offsets more uncertain than this are told.
+const UNCERTAIN_TOLD_MS: u64 = 1_000;
+/// Clock offsets more uncertain than this are refused without `--yes`.
+const UNCERTAIN_REFUSED_MS: u64 = 5_000;
+
+struct Planned {
+    repository: Repository,
+    commit: Commit,
+    report: RestoreReport,
 }
+
+/// Plans a restore: nothing is written. A gap over the limit is [`Kind::Unreachable`] unless accepted.
+///
+/// # Errors
+/// No point, a damaged one, a gap over the limit; each names the nearest instant that can be restored.
+pub async fn plan(session: &Session, request: &Request) -> Result<RestoreReport> {
+    let planned = planned(session, request).await?;
+    if let Some(target) = &request.target {
+        let (context, _scratch) = context(session, &request.source, planned.commit.run)?;
+        restorer(&planned.commit.kind)?
+            .examine(&context, target, &request.options)
+            .await?;
+    }
+    Ok(planned.report)
+}
+
 /// Plans again and carries out.
+///
+/// # Errors
+/// As [`plan`]; damaged or missing objects; the target.
 pub async fn restore(session: &Session, request: &Request) -> Result<RestoreReport> {
-    Err(Error::failed("not built"))
+    let begun = session.world.clock.since_boot();
+    let Planned {
+        repository,
+        commit,
+        mut report,
+    } = planned(session, request).await?;
+    let target = request
+        .target
+        .as_ref()
+        .ok_or_else(|| Error::usage("--to is missing"))?;
+    let restorer = restorer(&commit.kind)?;
+    let (context, scratch) = context(session, &request.source, commit.run)?;
+    let mut keys = session.key_ring()?;
+    if keys.is_empty() {
+        return Err(
+            Error::new(Kind::NoIdentity, "there is no identity to read the backups with")
+                .hint("Set encryption.identity in the policy, or give --identity FILE."),
+        );
+    }
+    restorer.examine(&context, target, &request.options).await?;
+    session.progress.phase(
+        &format!("restoring {}", request.source),
+        Some(commit.bytes.content),
+    );
+    let point = OpenPoint::open(&repository, &request.source, &commit, &mut keys).await?;
+    let mut content = point.content()?;
+    let restored = tokio::select! {
+        biased;
+        () = session.cancel.cancelled() => Err(Error::new(Kind::Interrupted, "interrupted")
+            .hint("The target is marked as incomplete; the same command resumes it.")),
+        restored = restorer.restore(&context, &mut content, target, &request.options) => restored,
+    }?;
+    drop(scratch);
+    report.bytes = restored.bytes;
+    report.differences = restored.differences;
+    report.warnings.extend(restored.warnings);
+    report.seconds = session
+        .world
+        .clock
+        .since_boot()
+        .saturating_sub(begun)
+        .as_secs_f64();
+    report.dry_run = false;
+    Ok(report)
+}
+
+/// How a kind is put back.
+///
+/// # Errors
+/// A kind that this build does not know.
+pub fn restorer(kind: &str) -> Result<Box<dyn Restorer>> {
+    match kind {
+        "postgres-logical" => Ok(Box::new(LogicalRestorer::default())),
+        "pocketbase" => Ok(Box::new(PocketBaseRestorer::default())),
+        other => Err(
+            Error::failed(format!("this build can not restore a source of kind {other}"))
+                .hint("Use a newer Lifeboat, or restore.py in the repository."),
+        ),
+    }
+}
+
+fn context(
+    session: &Session,
+    source: &SourceName,
+    run: RunId,
+) -> Result<(Context, Option<crate::state::Scratch>)> {
+    // A restore on a rescue host has no state directory of its own: the system's temporary directory serves.
+    let state = StateDir::open(&session.policy.state_dir).or_else(|_| {
+        StateDir::open(&std::env::temp_dir().join(format!("lifeboat-restore-{}", std::process::id())))
+    })?;
+    let scratch = state.scratch(RunId::new(session.world.ulid()?))?;
+    let context = Context {
+        world: session.world.clone(),
+        source: source.clone(),
+        run,
+        scratch: scratch.path().to_owned(),
+        cancel: session.cancel.clone(),
+        progress: session.progress.clone(),
+    };
+    Ok((context, Some(scratch)))
+}
+
+async fn planned(session: &Session, request: &Request) -> Result<Planned> {
+    let repository = session.open(Role::Writer).await?;
+    let source = &request.source;
+    let catalog = repository.catalog(source).await?;
+    let now = session.world.clock.now();
+    let full: Vec<&Point> = catalog
+        .points
+        .values()
+        .filter(|p| !p.commit.partial && p.tombstoned.is_none())
+        .collect();
+    let mut warnings: Vec<String> = catalog
+        .unreadable
+        .iter()
+        .map(|(run, why)| format!("the commit of {run} can not be read: {why}"))
+        .collect();
+    let (goal, requested) = goal(request, &full, now, &mut warnings)?;
+    let mut candidates: Vec<Candidate> = full
+        .iter()
+        .map(|p| Candidate {
+            run: p.commit.run,
+            at: p.commit.at,
+            damaged: None,
+        })
+        .collect();
+    // References are read only of points that are about to be chosen.
+    let plan = loop {
+        let plan = recovery::plan(&candidates, goal, now)
+            .map_err(|refusal| refused(&refusal, source, &catalog, goal))?;
+        let Some(point) = catalog.points.get(&plan.run) else {
+            continue;
+        };
+        match damage(&repository, source, &catalog, point).await? {
+            None => break plan,
+            Some(reason) => {
+                for candidate in candidates.iter_mut().filter(|c| c.run == plan.run) {
+                    candidate.damaged = Some(reason.clone());
+                }
+            }
+        }
+    };
+    for (run, reason) in &plan.passed_over {
+        warnings.push(format!("point {run} is nearer and is passed over: {reason}"));
+    }
+    check_gap(session, request, &plan)?;
+    let commit = catalog.points[&plan.run].commit.clone();
+    let offset = commit.clocks.source_minus_store_ms();
+    if offset.abs() > 1000 {
+        warnings.push(format!(
+            "the source's clock was {offset} ms ahead of the store's when the point was taken"
+        ));
+    }
+    let report = RestoreReport {
+        source: source.clone(),
+        requested,
+        restored_to: plan.at,
+        gap_seconds: plan.gap.num_milliseconds() as f64 / 1000.0,
+        precision: "point",
+        run: plan.run,
+        log_from: None,
+        log_to: None,
+        bytes: commit.bytes.content,
+        seconds: 0.0,
+        target: request.target.as_ref().map(describe_target),
+        dry_run: true,
+        differences: Vec::new(),
+        warnings,
+        drilled: None,
+        error: None,
+    };
+    Ok(Planned {
+        repository,
+        commit,
+        report,
+    })
+}
+
+/// The goal on the source's clock, and the instant asked for.
+fn goal(
+    request: &Request,
+    points: &[&Point],
+    now: DateTime<Utc>,
+    warnings: &mut Vec<String>,
+) -> Result<(Goal, Option<DateTime<Utc>>)> {
+    Ok(match request.aim {
+        Aim::When(When::Latest) => (Goal::Latest, None),
+        Aim::When(When::At(instant)) => (Goal::At(instant), Some(instant)),
+        Aim::Point(run) => (Goal::Point(run), None),
+        Aim::StoreInstant(instant) => {
+            let Some(nearest) = points
+                .iter()
+                .min_by_key(|p| (p.commit.clocks.store - instant).abs())
+            else {
+                return Ok((Goal::At(instant), Some(instant)));
+            };
+            let clocks = nearest.commit.clocks;
+            let source = &request.source;
+            if clocks.spread_ms > UNCERTAIN_REFUSED_MS && !request.gap_accepted {
+                return Err(Error::new(
+                    Kind::Unreachable,
+                    format!("the clock of {source} is known to {} ms only", clocks.spread_ms),
+                )
+                .hint(
+                    "Accept it with --yes, or restore this source alone with an instant of its own clock.",
+                ));
+            }
+            if clocks.spread_ms > UNCERTAIN_TOLD_MS {
+                warnings.push(format!(
+                    "the clock of {source} is known to {} ms only",
+                    clocks.spread_ms
+                ));
+            }
+            let converted = (instant + TimeDelta::milliseconds(clocks.source_minus_store_ms())).min(now);
+            (Goal::At(converted), Some(converted))
+        }
+    })
+}
+
+async fn damage(
+    repository: &Repository,
+    source: &SourceName,
+    catalog: &Catalog,
+    point: &Point,
+) -> Result<Option<String>> {
+    match repository.refs(source, point.commit.run, point.commit.refs).await {
+        Ok(refs) => Ok(catalog.damage_of(point, &refs).map(|d| {
+            format!(
+                "{} of run {} is recorded as damaged: {}",
+                d.object, d.place.run, d.problem
+            )
+        })),
+        Err(e) if e.kind() == Kind::Damaged => Ok(Some(e.chain())),
+        Err(e) => Err(e),
+    }
+}
+
+fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal) -> Error {
+    match refusal {
+        Refusal::NoPoints if !catalog.unreadable.is_empty() => {
+            Error::damaged(format!("no commit of {source} can be read"))
+                .hint("`backup verify` tells what is damaged.")
+        }
+        Refusal::NoPoints => Error::new(Kind::Unreachable, format!("{source} has no recovery point"))
+            .hint("`backup list` shows what there is."),
+        Refusal::Future => Error::new(Kind::Unreachable, "the instant lies in the future")
+            .hint("Use --at latest for the newest point."),
+        Refusal::BeforeFirst(first) => Error::new(
+            Kind::Unreachable,
+            format!("the instant is before the first recovery point of {source}"),
+        )
+        .hint(format!("The nearest that can be restored is {}.", stamp(*first))),
+        Refusal::UnknownPoint => {
+            let hidden = matches!(goal, Goal::Point(run) if catalog.tombstones.contains_key(&run));
+            let error = Error::new(Kind::Unreachable, format!("{source} has no such recovery point"));
+            if hidden {
+                error
+                    .hint("It has expired and waits for its grace: `backup prune --undo RUN` brings it back.")
+            } else {
+                error.hint("`backup list` shows the recovery points.")
+            }
+        }
+        Refusal::Damaged(reason, nearest) => {
+            let error = Error::damaged(format!("the recovery point of {source} is damaged: {reason}"));
+            match nearest {
+                Some(point) => error.hint(format!(
+                    "The nearest that is intact: --at-point {} ({}).",
+                    point.run,
+                    stamp(point.at)
+                )),
+                None => error.hint("No recovery point of this source is intact; `backup verify` tells more."),
+            }
+        }
+    }
+}
+
+fn stamp(instant: DateTime<Utc>) -> String {
+    instant.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+fn check_gap(session: &Session, request: &Request, plan: &Plan) -> Result<()> {
+    if request.gap_accepted || plan.gap <= TimeDelta::zero() {
+        return Ok(());
+    }
+    let Some(limit) = request.max_gap.or_else(|| usual_gap(session, &request.source)) else {
+        return Ok(());
+    };
+    let limit = TimeDelta::from_std(limit).unwrap_or(TimeDelta::MAX);
+    if plan.gap <= limit {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unreachable,
+        format!(
+            "the nearest recovery point of {} is {} before the instant asked for, more than the {} that are usual",
+            request.source,
+            in_words(plan.gap),
+            in_words(limit)
+        ),
+    )
+    .hint(format!(
+        "The nearest that can be restored is {} (point {}): accept the gap with --max-gap {} or --yes.",
+        stamp(plan.at),
+        plan.run,
+        in_words(plan.gap + TimeDelta::seconds(1)).replace(' ', "")
+    )))
+}
+
+/// `objective.rpo`, else twice the schedule's interval; none without either.
+fn usual_gap(session: &Session, source: &SourceName) -> Option<Duration> {
+    let policy = session.policy.sources.get(source)?;
+    policy.objective.rpo.or_else(|| {
+        let schedule = Schedule::parse(policy.schedule.as_deref()?, policy.timezone).ok()?;
+        schedule.usual_interval(session.world.clock.now()).map(|d| d * 2)
+    })
+}
+
+fn in_words(gap: TimeDelta) -> String {
+    let seconds = gap.num_seconds().unsigned_abs();
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+/// A target for people: never with a password.
+pub fn describe_target(target: &Target) -> String {
+    match target {
+        Target::Directory(path) => path.display().to_string(),
+        Target::Bucket(url) => url.clone(),
+        Target::Postgres(url) => match url::Url::parse(url.expose()) {
+            Ok(mut url) => {
+                // Both fail only for URLs that can not have a password.
+                let _ = url.set_password(None);
+                url.set_query(None);
+                url.to_string()
+            }
+            Err(_) => "postgres".to_owned(),
+        },
+    }
 }

@@ -7,8 +7,14 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::World;
-use crate::policy::Policy;
+use crate::error::{Error, Result};
+use crate::policy::{Policy, SecretRef, secrets};
 use crate::progress::Progress;
+use crate::repository::generation::{self, KeyRing};
+use crate::repository::{Repository, Settings, layout};
+use crate::secret::SecretText;
+use crate::store::{self, SharedStore};
+use crate::types::{RunId, SourceName};
 
 /// Looks up an environment variable. Injected, so that tests need no process environment.
 pub type Lookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -32,4 +38,132 @@ pub struct Session {
     pub any_environment: bool,
     /// `--versions`: read the first version of every key.
     pub versions: bool,
+}
+
+/// Which credentials a repository is opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `[repository]`: takes points, reads, restores.
+    Writer,
+    /// `[prune]`: may delete.
+    Pruner,
+}
+
+impl Session {
+    /// Resolves a secret.
+    ///
+    /// # Errors
+    /// It is missing or unreadable.
+    pub fn secret(&self, reference: &SecretRef) -> Result<SecretText> {
+        secrets::resolve(reference, &*self.lookup)
+    }
+
+    /// The store, with the credentials of a role.
+    ///
+    /// # Errors
+    /// A missing secret; no bucket or directory.
+    pub async fn store(&self, role: Role) -> Result<SharedStore> {
+        let repository = &self.policy.repository;
+        let credentials = match role {
+            Role::Writer => repository.credentials.as_ref(),
+            Role::Pruner => {
+                let prune = self.policy.prune.as_ref().ok_or_else(|| {
+                    Error::usage("the policy has no [prune]")
+                        .hint("Expiring is done where [prune] gives its own credentials, which may delete.")
+                })?;
+                prune.credentials.as_ref().or(repository.credentials.as_ref())
+            }
+        };
+        let credentials = match credentials {
+            Some(pair) => Some((
+                self.secret(&pair.access_key_id)?,
+                self.secret(&pair.secret_access_key)?,
+            )),
+            None => None,
+        };
+        store::open(repository, credentials, &self.world).await
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            versions: self.versions || self.policy.repository.versions,
+            object_lock: self.policy.repository.object_lock,
+        }
+    }
+
+    /// The repository, with the credentials of a role.
+    ///
+    /// # Errors
+    /// No repository, another environment, an unknown format.
+    pub async fn open(&self, role: Role) -> Result<Repository> {
+        let environment = (!self.any_environment).then_some(&self.policy.environment);
+        Repository::open(self.store(role).await?, self.settings(), environment).await
+    }
+
+    /// The repository as a run uses it: never with `versions`, since what is written must be what is read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_for_writing(&self) -> Result<Repository> {
+        let settings = Settings {
+            versions: false,
+            ..self.settings()
+        };
+        Repository::open(
+            self.store(Role::Writer).await?,
+            settings,
+            Some(&self.policy.environment),
+        )
+        .await
+    }
+
+    /// Makes the repository.
+    ///
+    /// # Errors
+    /// As [`Repository::init`].
+    pub async fn init(&self) -> Result<Repository> {
+        let settings = Settings {
+            versions: false,
+            ..self.settings()
+        };
+        Repository::init(
+            self.store(Role::Writer).await?,
+            &self.policy.environment,
+            settings,
+            &self.world,
+        )
+        .await
+    }
+
+    /// The identities at hand: `--identity FILE`, else the policy's; empty without either.
+    ///
+    /// # Errors
+    /// Unreadable, or no identity in it.
+    pub fn key_ring(&self) -> Result<KeyRing> {
+        let reference = match &self.identity_file {
+            Some(path) => Some(SecretRef::File(path.clone())),
+            None => self.policy.encryption.identity.clone(),
+        };
+        match reference {
+            Some(reference) => {
+                let text = self.secret(&reference)?;
+                Ok(KeyRing::new(generation::parse_identities(&text, "the identity")?))
+            }
+            None => Ok(KeyRing::new(Vec::new())),
+        }
+    }
+
+    /// Finds the source that has a point or a tombstone of this run.
+    ///
+    /// # Errors
+    /// None has.
+    pub async fn source_of_run(&self, repository: &Repository, run: RunId) -> Result<SourceName> {
+        for source in repository.sources().await? {
+            if repository.read(&layout::commit(&source, run)).await?.is_some() {
+                return Ok(source);
+            }
+        }
+        Err(Error::usage(format!("there is no recovery point {run}"))
+            .hint("`backup list` shows the recovery points."))
+    }
 }

@@ -1,10 +1,140 @@
-//! (being built)
-#![allow(missing_docs, unused_variables, clippy::unused_async)]
+//! One sentence for the whole, a line per source, worst first.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
 use super::Session;
-use super::report::*;
-use crate::error::{Error, Result};
-use crate::types::{RunId, SourceName};
+use super::report::{SourceStatus, StatusReport};
+use super::session::Role;
+use crate::error::Result;
+use crate::policy::SourcePolicy;
+use crate::repository::Repository;
+use crate::schedule::Schedule;
+use crate::types::SourceName;
+
 /// One sentence, then a line per source.
+///
+/// # Errors
+/// The repository can not be read: then nobody can know.
 pub async fn status(session: &Session) -> Result<StatusReport> {
-    Err(Error::failed("not built"))
+    let repository = session.open(Role::Writer).await?;
+    let now = session.world.clock.now();
+    let mut sources = Vec::new();
+    for (name, policy) in &session.policy.sources {
+        sources.push(source_status(session, &repository, name, policy, now).await?);
+    }
+    let worst = |s: &SourceStatus| {
+        (
+            s.problems.is_empty(),
+            -(s.rpo_seconds.unwrap_or(f64::MAX).min(1e15) as i64),
+        )
+    };
+    sources.sort_by_key(worst);
+    let bad = sources.iter().filter(|s| !s.problems.is_empty()).count();
+    let loss = sources
+        .iter()
+        .filter_map(|s| Some((s.rpo_seconds?, &s.source)))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(seconds, source)| format!(" Worst possible loss now: {} ({source}).", words(seconds)))
+        .unwrap_or_default();
+    let sentence = match (sources.len(), bad) {
+        (0, _) => "The policy has no sources.".to_owned(),
+        (n, 0) => format!("All {n} sources have a recovery point within their objective.{loss}"),
+        (n, bad) => format!("{bad} of {n} sources need attention.{loss}"),
+    };
+    Ok(StatusReport {
+        ok: bad == 0,
+        sentence,
+        sources,
+    })
+}
+
+async fn source_status(
+    session: &Session,
+    repository: &Repository,
+    name: &SourceName,
+    policy: &SourcePolicy,
+    now: DateTime<Utc>,
+) -> Result<SourceStatus> {
+    let catalog = repository.catalog(name).await?;
+    let mut problems = Vec::new();
+    for run in catalog.unreadable.keys() {
+        problems.push(format!("the commit of {run} can not be read"));
+    }
+    let mut newest = None;
+    for point in catalog
+        .points
+        .values()
+        .filter(|p| !p.commit.partial && p.tombstoned.is_none())
+    {
+        let damaged = if catalog.damage.is_empty() {
+            false
+        } else {
+            match repository.refs(name, point.commit.run, point.commit.refs).await {
+                Ok(refs) => catalog.damage_of(point, &refs).is_some(),
+                Err(_) => true,
+            }
+        };
+        if damaged {
+            problems.push(format!("recovery point {} is damaged", point.commit.run));
+        } else {
+            newest = newest.max(Some(point.commit.at));
+        }
+    }
+    if repository.object_lock().is_some() {
+        problems.extend(unlocked(repository, name, &catalog).await?);
+    }
+    let objective = policy
+        .objective
+        .rpo
+        .or_else(|| interval(policy, now).map(|d| d * 2));
+    let age = newest.map(|at| ((now - at).num_milliseconds() as f64 / 1000.0).max(0.0));
+    match (age, objective) {
+        (None, _) => problems.push("there is no recovery point".to_owned()),
+        (Some(age), Some(objective)) if age > objective.as_secs_f64() => problems.push(format!(
+            "the newest recovery point is {} old, the objective is {}",
+            words(age),
+            words(objective.as_secs_f64())
+        )),
+        _ => {}
+    }
+    let _ = session;
+    Ok(SourceStatus {
+        source: name.clone(),
+        newest_at: newest,
+        rpo_seconds: age,
+        rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
+        last_drill: None,
+        problems,
+    })
+}
+
+/// Points with an object whose Object Lock has ended.
+async fn unlocked(
+    repository: &Repository,
+    source: &SourceName,
+    catalog: &crate::repository::catalog::Catalog,
+) -> Result<Vec<String>> {
+    let Some((run, _)) = catalog.points.iter().next_back() else {
+        return Ok(Vec::new());
+    };
+    let key = crate::repository::layout::commit(source, *run);
+    let info = repository.store().head(&key, repository.view()).await?;
+    Ok(match info.and_then(|i| i.lock) {
+        Some(_) => Vec::new(),
+        None => vec![format!(
+            "the commit of {run} is not locked, and object_lock is set"
+        )],
+    })
+}
+
+fn interval(policy: &SourcePolicy, now: DateTime<Utc>) -> Option<Duration> {
+    Schedule::parse(policy.schedule.as_deref()?, policy.timezone)
+        .ok()?
+        .usual_interval(now)
+}
+
+fn words(seconds: f64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds as u64)).to_string()
 }

@@ -1,15 +1,324 @@
-//! (being built)
-#![allow(missing_docs, unused_variables, clippy::unused_async)]
+//! Verifies: the bytes are what was written. Digests need no identity; `content` decrypts and decodes too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt as _;
+
 use super::Session;
-use super::report::*;
-use crate::error::{Error, Result};
-use crate::types::{RunId, SourceName};
+use super::report::{Problem, VerifyReport};
+use super::session::Role;
+use crate::error::{Error, Kind, Result};
+use crate::repository::catalog::{Catalog, Point};
+use crate::repository::documents::{Damage, Sums};
+use crate::repository::generation::KeyRing;
+use crate::repository::reader::OpenPoint;
+use crate::repository::{Repository, documents, layout};
+use crate::types::{Digest, GenerationId, Key, RunId, SourceName};
+
+/// Objects read at once; each is about 16 MiB.
+const READS_AT_ONCE: usize = 4;
+
 /// Digests of stored objects; `content` decrypts and decodes too.
+///
+/// # Errors
+/// The repository can not be read at all; no identity for `content`. Damage is an answer, not an error.
 pub async fn verify(
     session: &Session,
     source: Option<&SourceName>,
     sample_percent: Option<u8>,
     content: bool,
 ) -> Result<VerifyReport> {
-    Err(Error::failed("not built"))
+    let repository = session.open(Role::Writer).await?;
+    let mut keys = session.key_ring()?;
+    if content && keys.is_empty() {
+        return Err(Error::new(Kind::NoIdentity, "there is no identity to decrypt with")
+            .hint("Set encryption.identity in the policy, or give --identity FILE; without --content none is needed."));
+    }
+    let mut names = repository.sources().await?;
+    if let Some(source) = source {
+        if !names.contains(source) && !session.policy.sources.contains_key(source) {
+            return Err(Error::usage(format!(
+                "neither the policy nor the repository has a source {source}"
+            )));
+        }
+        names.retain(|n| n == source);
+    }
+    let seed = session.world.ulid()?.to_string();
+    let mut report = VerifyReport::default();
+    for name in &names {
+        let mut work = Work {
+            session,
+            repository: &repository,
+            source: name,
+            report: &mut report,
+            found: BTreeMap::new(),
+            generations: BTreeSet::new(),
+        };
+        work.source(
+            sample_percent.map(|p| (p, seed.as_str())),
+            content.then_some(&mut keys),
+        )
+        .await?;
+    }
+    Ok(report)
+}
+
+struct Work<'a> {
+    session: &'a Session,
+    repository: &'a Repository,
+    source: &'a SourceName,
+    report: &'a mut VerifyReport,
+    /// Damage by run and object.
+    found: BTreeMap<(RunId, String), String>,
+    generations: BTreeSet<GenerationId>,
+}
+
+impl Work<'_> {
+    async fn source(&mut self, sample: Option<(u8, &str)>, keys: Option<&mut KeyRing>) -> Result<()> {
+        let catalog = self.repository.catalog(self.source).await?;
+        for (run, problem) in &catalog.unreadable {
+            self.damaged(*run, "commit", problem.clone());
+        }
+        self.report.objects += catalog.points.len() as u64;
+        let mut expected: BTreeMap<(RunId, String), Digest> = BTreeMap::new();
+        for point in catalog.points.values() {
+            self.expect(point, &mut expected).await?;
+        }
+        let chosen: Vec<_> = expected
+            .into_iter()
+            .filter(|((run, name), _)| {
+                sample.is_none_or(|(percent, seed)| in_sample(seed, *run, name, percent))
+            })
+            .collect();
+        self.read(chosen).await?;
+        self.wraps().await?;
+        if let Some(keys) = keys {
+            self.content(&catalog, keys).await?;
+        }
+        self.record(&catalog).await
+    }
+
+    /// What a point draws on, with digests; plain objects are compared here.
+    async fn expect(
+        &mut self,
+        point: &Point,
+        expected: &mut BTreeMap<(RunId, String), Digest>,
+    ) -> Result<()> {
+        let commit = &point.commit;
+        let run = commit.run;
+        self.generations.insert(commit.generation.id);
+        match self.repository.sums(self.source, run, commit.sums).await {
+            Ok(sums) => expected.extend(sums.0.into_iter().map(|(name, digest)| ((run, name), digest))),
+            Err(e) => self.object_problem(run, layout::SUMS, e)?,
+        }
+        let refs = match self.repository.refs(self.source, run, commit.refs).await {
+            Ok(refs) => refs,
+            Err(e) => return self.object_problem(run, layout::REFS, e),
+        };
+        for reference in refs.0.values() {
+            self.generations.insert(reference.generation);
+            let sums: Sums = match self
+                .repository
+                .sums(self.source, reference.run, reference.sums)
+                .await
+            {
+                Ok(sums) => sums,
+                Err(e) => {
+                    self.object_problem(reference.run, layout::SUMS, e)?;
+                    continue;
+                }
+            };
+            let packs = reference
+                .packs
+                .iter()
+                .flat_map(|(a, b)| *a..=*b)
+                .map(layout::pack_name);
+            for name in packs.chain(reference.manifest.then(|| layout::MANIFEST.to_owned())) {
+                match sums.0.get(&name) {
+                    Some(digest) => {
+                        expected.insert((reference.run, name), *digest);
+                    }
+                    None => self.damaged(
+                        run,
+                        layout::REFS,
+                        format!("it names {name} of run {}, which has none", reference.run),
+                    ),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self, objects: Vec<((RunId, String), Digest)>) -> Result<()> {
+        let (repository, source) = (self.repository, self.source);
+        let mut results = futures::stream::iter(objects)
+            .map(|((run, name), digest)| async move {
+                let key = layout::run_object(source, run, &name);
+                let read = repository.read(&key).await;
+                let found = match read {
+                    Ok(Some(bytes)) => {
+                        let length = bytes.len() as u64;
+                        let digest_found = tokio::task::spawn_blocking(move || Digest::of(&bytes))
+                            .await
+                            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e));
+                        digest_found.map(|d| (Some(d == digest), length))
+                    }
+                    Ok(None) => Ok((None, 0)),
+                    Err(e) => Err(e),
+                };
+                (run, name, found)
+            })
+            .buffer_unordered(READS_AT_ONCE);
+        while let Some((run, name, found)) = results.next().await {
+            if self.session.cancel.is_cancelled() {
+                return Err(Error::new(Kind::Interrupted, "interrupted"));
+            }
+            let (same, length) = found?;
+            self.report.objects += 1;
+            self.report.bytes += length;
+            self.session.progress.advance(length);
+            match same {
+                Some(true) => {}
+                Some(false) => {
+                    self.found
+                        .insert((run, name), "its SHA-256 is not the one that was written".into());
+                }
+                None => {
+                    self.found.insert((run, name), "missing".into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every generation in use has a wrap.
+    async fn wraps(&mut self) -> Result<()> {
+        for id in self.generations.clone() {
+            let prefix = layout::generation_prefix(id);
+            let wraps = self.repository.list(&prefix).await?;
+            self.report.objects += wraps.len() as u64;
+            if wraps.is_empty() {
+                self.report.missing.push(Problem {
+                    key: prefix,
+                    problem: "every wrap of this generation is missing".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Decrypts and decodes every line of every point, each distinct one once.
+    async fn content(&mut self, catalog: &Catalog, keys: &mut KeyRing) -> Result<()> {
+        let mut seen: BTreeSet<[u8; 16]> = BTreeSet::new();
+        for point in catalog.points.values().filter(|p| !p.commit.partial) {
+            let run = point.commit.run;
+            let open = match OpenPoint::open(self.repository, self.source, &point.commit, keys).await {
+                Ok(open) => open,
+                Err(e) if e.kind() == Kind::Damaged => {
+                    self.damaged(run, layout::MANIFEST, e.chain());
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            if let Err(e) = self.lines(&open, &mut seen).await {
+                if e.kind() != Kind::Damaged {
+                    return Err(e);
+                }
+                self.damaged(run, layout::MANIFEST, e.chain());
+            }
+        }
+        Ok(())
+    }
+
+    async fn lines(&mut self, open: &OpenPoint, seen: &mut BTreeSet<[u8; 16]>) -> Result<()> {
+        let mut worst = None;
+        for line in open.lines()? {
+            let line = line?;
+            if self.session.cancel.is_cancelled() {
+                return Err(Error::new(Kind::Interrupted, "interrupted"));
+            }
+            let mut name = [0; 16];
+            name.copy_from_slice(&blake3::hash(format!("{line:?}").as_bytes()).as_bytes()[..16]);
+            if !seen.insert(name) {
+                continue;
+            }
+            match open.fetch(&line).await {
+                Ok(content) => self.session.progress.advance(content.len() as u64),
+                Err(e) if e.kind() == Kind::Damaged => worst = Some(e),
+                Err(e) => return Err(e),
+            }
+        }
+        worst.map_or(Ok(()), Err)
+    }
+
+    fn object_problem(&mut self, run: RunId, name: &str, e: Error) -> Result<()> {
+        if e.kind() != Kind::Damaged {
+            return Err(e);
+        }
+        let text = e.chain();
+        let problem = if text.ends_with("is missing") {
+            "missing".to_owned()
+        } else {
+            text
+        };
+        self.found.insert((run, name.to_owned()), problem);
+        Ok(())
+    }
+
+    fn damaged(&mut self, run: RunId, object: &str, problem: String) {
+        self.found.entry((run, object.to_owned())).or_insert(problem);
+    }
+
+    /// Tells what was found, and records what is new, so that no damaged point is offered and the next run makes it
+    /// good.
+    async fn record(&mut self, catalog: &Catalog) -> Result<()> {
+        for ((run, object), problem) in std::mem::take(&mut self.found) {
+            let key = key_of(self.source, run, &object);
+            let told = Problem {
+                key: key.to_string(),
+                problem: problem.clone(),
+            };
+            if problem == "missing" {
+                self.report.missing.push(told);
+            } else {
+                self.report.damaged.push(told);
+            }
+            if catalog.damage.contains_key(&(run, object.clone())) {
+                continue;
+            }
+            let damage = Damage {
+                place: self.repository.place(self.source, run),
+                object,
+                problem,
+                at: self.session.world.clock.now(),
+            };
+            let key = layout::damaged(self.source, self.session.world.ulid()?);
+            let bytes = documents::to_json(&damage)?;
+            if let Err(e) = self.repository.put(&self.session.world, &key, bytes.into()).await {
+                // A read-only credential may verify; the answer is the same, only nobody else learns of it.
+                tracing::warn!(key = %key, error = %e.chain(), "damage was found and could not be recorded");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key_of(source: &SourceName, run: RunId, object: &str) -> Key {
+    if object == "commit" {
+        layout::commit(source, run)
+    } else {
+        layout::run_object(source, run, object)
+    }
+}
+
+/// Whether an object is in the sample of this verify.
+fn in_sample(seed: &str, run: RunId, name: &str, percent: u8) -> bool {
+    let digest = blake3::hash(format!("{seed}/{run}/{name}").as_bytes());
+    let number = u32::from_le_bytes([
+        digest.as_bytes()[0],
+        digest.as_bytes()[1],
+        digest.as_bytes()[2],
+        0,
+    ]);
+    number % 100 < u32::from(percent)
 }

@@ -290,6 +290,38 @@ impl IndexWriter {
         self.buffer.clear();
         Ok(())
     }
+    /// A copy of the index so far, to be ended on its own: the index of a cut.
+    ///
+    /// # Errors
+    /// The state directory.
+    pub fn fork(&mut self, path: &Path, head: IndexHead) -> Result<Self> {
+        self.flush()?;
+        std::fs::copy(&self.path, path).doing(|| format!("can not write {}", path.display()))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .doing(|| format!("can not write {}", path.display()))?;
+        file.set_len(self.base)
+            .doing(|| format!("can not write {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            buffer: Vec::new(),
+            base: self.base,
+            patch_at: self.patch_at,
+            frames: self.frames.clone(),
+            head,
+        })
+    }
+    /// Changes what the index is about: after a cut the next run goes on with it.
+    pub fn set_run(&mut self, run: RunId) {
+        self.head.run = run;
+    }
+    /// What the index is about.
+    pub fn head(&self) -> &IndexHead {
+        &self.head
+    }
     /// Ends the records. The index can be read for its manifest now, and sealed afterwards.
     ///
     /// # Errors
@@ -567,6 +599,10 @@ pub struct Lines<'a> {
     run_of: &'a dyn Fn(u32) -> Option<RunId>,
     unit: Option<UnitRecord>,
     extents: Vec<Extent>,
+    /// Content in `extents`.
+    filled: u64,
+    /// What of the last block belongs to the next stretch: chunks do not end where stretches do.
+    carried: Option<Extent>,
 }
 
 impl<'a> Lines<'a> {
@@ -578,34 +614,73 @@ impl<'a> Lines<'a> {
             run_of,
             unit: None,
             extents: Vec::new(),
+            filled: 0,
+            carried: None,
         }
     }
+    /// Where the current line ends: at its stretch, or at the end of a small unit.
+    fn limit(&self) -> u64 {
+        self.unit
+            .as_ref()
+            .map_or(STRETCH, |u| if u.size > STRETCH { STRETCH } else { u.size })
+    }
+    /// Hands out the extents so far and begins anew with what was carried over.
+    fn take_extents(&mut self) -> Vec<Extent> {
+        let done = std::mem::take(&mut self.extents);
+        self.filled = 0;
+        if let Some(carried) = self.carried.take() {
+            self.filled = u64::from(carried.length);
+            self.extents.push(carried);
+        }
+        done
+    }
     fn extend(&mut self, place: BlockPlace) -> Result<()> {
+        let room = self.limit().saturating_sub(self.filled);
+        let now = u32::try_from(room).unwrap_or(u32::MAX).min(place.length);
+        if now < place.length {
+            let rest = BlockPlace {
+                offset: place.offset + now,
+                length: place.length - now,
+                ..place
+            };
+            self.carried = Some(self.extent(rest)?);
+        }
+        if now > 0 {
+            self.filled += u64::from(now);
+            self.append(BlockPlace { length: now, ..place })?;
+        }
+        Ok(())
+    }
+    fn extent(&self, place: BlockPlace) -> Result<Extent> {
         let bad = || Error::failed("the block index is damaged");
         let frame = self.frames.get(place.frame as usize).ok_or_else(bad)?;
-        let run = (self.run_of)(frame.run).ok_or_else(bad)?;
-        if let Some(last) = self.extents.last_mut()
-            && (last.run, last.pack, last.frame_at) == (run, frame.pack, frame.at)
-            && last.offset + last.length == place.offset
-        {
-            last.length += place.length;
-            return Ok(());
-        }
-        self.extents.push(Extent {
-            run,
+        Ok(Extent {
+            run: (self.run_of)(frame.run).ok_or_else(bad)?,
             pack: frame.pack,
             frame_at: frame.at,
             frame_length: frame.length,
             offset: place.offset,
             length: place.length,
-        });
+        })
+    }
+    fn append(&mut self, place: BlockPlace) -> Result<()> {
+        let extent = self.extent(place)?;
+        if let Some(last) = self.extents.last_mut()
+            && (last.run, last.pack, last.frame_at) == (extent.run, extent.pack, extent.frame_at)
+            && last.offset + last.length == extent.offset
+        {
+            last.length += extent.length;
+            return Ok(());
+        }
+        self.extents.push(extent);
         Ok(())
     }
     fn step(&mut self) -> Result<Option<Line>> {
         while let Some(record) = self.records.next() {
             match record? {
                 Record::Unit(unit) => {
-                    self.extents.clear();
+                    self.carried = None;
+                    self.take_extents();
                     let large = unit.size > STRETCH;
                     self.unit = Some(unit.clone());
                     if large {
@@ -614,10 +689,15 @@ impl<'a> Lines<'a> {
                 }
                 Record::Block(_, place) => self.extend(place)?,
                 Record::Stretch { at, length, digest } => {
-                    if let Some(unit) = self.unit.as_ref().filter(|u| u.size > STRETCH) {
-                        let extents = std::mem::take(&mut self.extents);
+                    let name = self
+                        .unit
+                        .as_ref()
+                        .filter(|u| u.size > STRETCH)
+                        .map(|u| u.name.clone());
+                    if let Some(name) = name {
+                        let extents = self.take_extents();
                         return Ok(Some(Line::Stretch {
-                            name: unit.name.clone(),
+                            name,
                             at,
                             length,
                             digest,
@@ -627,7 +707,8 @@ impl<'a> Lines<'a> {
                 }
                 Record::End => {
                     if let Some(unit) = self.unit.take().filter(|u| u.size <= STRETCH) {
-                        let extents = std::mem::take(&mut self.extents);
+                        self.carried = None;
+                        let extents = self.take_extents();
                         return Ok(Some(unit_line(unit, extents)));
                     }
                 }

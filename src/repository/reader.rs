@@ -142,6 +142,14 @@ impl OpenPoint {
         Ok(Merge::new(readers))
     }
 
+    /// The content of one line, compared with its digest.
+    ///
+    /// # Errors
+    /// Damaged or missing objects.
+    pub async fn fetch(&self, line: &Line) -> Result<Bytes> {
+        self.inner.fetch(line).await
+    }
+
     /// The content, to be read in order.
     ///
     /// # Errors

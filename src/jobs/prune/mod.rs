@@ -1,0 +1,230 @@
+//! Retention: plan (pure, `retention`), expire (tombstones), sweep (deletes). A tombstone hides a point and starts the
+//! clock; it is no order: sweep acts only when this policy, computed anew, expires the point too.
+
+mod sweep;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::Session;
+use super::report::{Expired, Kept, PruneReport};
+use super::session::Role;
+use crate::error::{Error, Kind, Result};
+use crate::policy::SourcePolicy;
+use crate::repository::catalog::Catalog;
+use crate::repository::documents::{self, Tombstone};
+use crate::repository::{Repository, layout};
+use crate::retention::{self, Decision};
+use crate::store::Fault;
+use crate::types::{RunId, SourceName};
+
+/// Sweep waits this much longer than the grace, undo is refused this much earlier, so that they never meet.
+const MARGIN: TimeDelta = TimeDelta::hours(1);
+
+/// Plans; carries out unless `dry_run`.
+///
+/// # Errors
+/// The repository; what a source's sweep aborts on is told as a warning and stops that source only.
+pub async fn prune(session: &Session, dry_run: bool) -> Result<PruneReport> {
+    let role = if session.policy.prune.is_some() {
+        Role::Pruner
+    } else {
+        Role::Writer
+    };
+    if role == Role::Writer && !dry_run {
+        session.store(Role::Pruner).await?;
+    }
+    let repository = session.open(role).await?;
+    let mut report = PruneReport {
+        dry_run,
+        ..PruneReport::default()
+    };
+    let mut failed = Vec::new();
+    for source in repository.sources().await? {
+        let Some(policy) = session.policy.sources.get(&source) else {
+            report.warnings.push(format!(
+                "{source} is not in the policy: nothing of it is expired or swept"
+            ));
+            continue;
+        };
+        if let Err(e) = prune_source(session, &repository, &source, policy, &mut report).await {
+            if e.kind() == Kind::Interrupted {
+                return Err(e);
+            }
+            report.warnings.push(format!("{source}: {}", e.chain()));
+            failed.push(source);
+        }
+    }
+    if !dry_run && failed.is_empty() {
+        sweep::probes(session, &repository, &mut report).await?;
+    }
+    if failed.is_empty() {
+        return Ok(report);
+    }
+    Err(Error::failed(format!("nothing was removed for {}: {}", names(&failed), report.warnings.join("; ")))
+        .hint("A list that lacks what is there, or damage, makes sweep stop: run `backup verify`, then prune again."))
+}
+
+fn names(sources: &[SourceName]) -> String {
+    sources
+        .iter()
+        .map(SourceName::as_str)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+async fn prune_source(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    policy: &SourcePolicy,
+    report: &mut PruneReport,
+) -> Result<()> {
+    let catalog = repository.catalog(source).await?;
+    let now = repository.store().now().await?;
+    let decisions = decide(&catalog, policy, now)?;
+    let grace = grace(session);
+    let mut expire = Vec::new();
+    for decision in &decisions {
+        let Some(point) = catalog.points.get(&decision.run) else {
+            continue;
+        };
+        if decision.kept() {
+            if point.tombstoned.is_none() {
+                report.keep.push(Kept {
+                    source: source.clone(),
+                    run: decision.run,
+                    at: point.commit.at,
+                    reasons: decision.reasons(),
+                });
+            } else {
+                report.warnings.push(format!(
+                    "{source}: {} has a tombstone and this policy keeps it ({}): it is not swept; `backup prune --undo {}` brings it back",
+                    decision.run,
+                    decision.reasons().join(", "),
+                    decision.run
+                ));
+            }
+            continue;
+        }
+        expire.push(decision.run);
+        report.expire.push(Expired {
+            source: source.clone(),
+            run: decision.run,
+            at: point.commit.at,
+            undo_until: point.tombstoned.unwrap_or(now) + grace - MARGIN,
+            tombstoned: point.tombstoned.is_some(),
+        });
+    }
+    for run in expire.iter().filter(|r| !catalog.tombstones.contains_key(r)) {
+        if !report.dry_run {
+            entomb(session, repository, source, *run).await?;
+        }
+    }
+    let expired: BTreeSet<RunId> = expire.into_iter().collect();
+    sweep::sweep(session, repository, source, &expired, now, report).await
+}
+
+/// What the policy keeps and expires, computed from the catalog. Partial commits are decided too.
+fn decide(catalog: &Catalog, policy: &SourcePolicy, now: DateTime<Utc>) -> Result<Vec<Decision>> {
+    if !catalog.unreadable.is_empty() {
+        // An unreadable commit might be one that the rules count on.
+        return Err(Error::damaged(format!(
+            "commits can not be read: {}",
+            catalog
+                .unreadable
+                .keys()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        )));
+    }
+    let points: Vec<retention::Point> = catalog
+        .points
+        .values()
+        .map(|p| retention::Point {
+            run: p.commit.run,
+            at: p.commit.at,
+            finished: p.commit.finished,
+            store_modified: p.modified,
+            partial: p.commit.partial,
+            parent: p.commit.parent,
+            held: p.held,
+            proven: false,
+            tombstoned: p.tombstoned.is_some(),
+        })
+        .collect();
+    let rules = policy.retention.as_ref().map(|(_, rules)| rules);
+    Ok(retention::plan(&points, rules, policy.timezone, now))
+}
+
+fn grace(session: &Session) -> TimeDelta {
+    TimeDelta::from_std(session.policy.repository.grace).unwrap_or(TimeDelta::hours(72))
+}
+
+async fn entomb(session: &Session, repository: &Repository, source: &SourceName, run: RunId) -> Result<()> {
+    let tombstone = Tombstone {
+        place: repository.place(source, run),
+        at: session.world.clock.now(),
+        reason: "retention".to_owned(),
+    };
+    let key = layout::tombstone(source, run);
+    session.world.crash.reach("before a tombstone is put")?;
+    // Two pruners may bury one point at once; either tombstone serves.
+    match repository
+        .store()
+        .put(
+            &key,
+            documents::to_json(&tombstone)?.into(),
+            crate::store::PutOptions::default(),
+        )
+        .await
+    {
+        Ok(()) => Ok(()),
+        Err(e) if e.fault == Fault::Exists => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Removes a tombstone.
+///
+/// # Errors
+/// None there, or too late: from an hour before the end of the grace on.
+pub async fn undo(session: &Session, run: RunId) -> Result<Expired> {
+    let repository = session.open(Role::Pruner).await?;
+    let source = session.source_of_run(&repository, run).await?;
+    let key = layout::tombstone(&source, run);
+    let Some(info) = repository.store().head(&key, repository.view()).await? else {
+        return Err(
+            Error::usage(format!("{run} has not expired")).hint("`backup list` shows the recovery points.")
+        );
+    };
+    let until = info.modified + grace(session) - MARGIN;
+    if repository.store().now().await? >= until {
+        return Err(
+            Error::failed(format!("the grace of {run} ended {}", until.to_rfc3339()))
+                .hint("It may be swept at any moment; restore it now with --at-point, if it is still there."),
+        );
+    }
+    repository.store().delete(&key).await?;
+    let commit = repository
+        .commit(&source, run)
+        .await?
+        .ok_or_else(|| Error::failed(format!("{run} was swept before its tombstone was removed")))?;
+    if repository.read(&key).await?.is_some() {
+        return Err(Error::failed(format!(
+            "the tombstone of {run} is still there after it was deleted"
+        )));
+    }
+    Ok(Expired {
+        source,
+        run,
+        at: commit.at,
+        undo_until: until,
+        tombstoned: false,
+    })
+}
+
+/// Points by run, for sweep.
+type Roots<'a> = BTreeMap<RunId, &'a crate::repository::catalog::Point>;

@@ -1,0 +1,354 @@
+//! Sweep: takes no list's word (DESIGN, section 5). For every run prefix found it reads the commit by key; a commit
+//! found and not listed, or a parent or referenced run that is neither listed nor tombstoned, aborts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{MARGIN, Roots, grace};
+use crate::error::{Error, Kind, Result};
+use crate::jobs::Session;
+use crate::jobs::report::{PruneReport, Swept};
+use crate::repository::catalog::Catalog;
+use crate::repository::documents::Refs;
+use crate::repository::{Repository, layout};
+use crate::store::{Fault, ObjectInfo};
+use crate::types::{Key, RunId, SourceName};
+
+/// An orphan run is left alone for at least this long.
+const ORPHAN_AGE: TimeDelta = TimeDelta::days(7);
+
+/// What a run's prefix holds.
+type Found = BTreeMap<RunId, Vec<ObjectInfo>>;
+
+/// What goes of one run.
+struct Removal {
+    run: RunId,
+    why: &'static str,
+    /// In the order of deletion.
+    objects: Vec<ObjectInfo>,
+    /// Whether nothing of it stays, so that its tombstone goes too.
+    all: bool,
+}
+
+/// Plans and carries out the sweep of one source.
+///
+/// # Errors
+/// Anything that makes a list doubtful; nothing more is removed then.
+pub async fn sweep(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    expired: &BTreeSet<RunId>,
+    now: DateTime<Utc>,
+    report: &mut PruneReport,
+) -> Result<()> {
+    let found = found(repository, source).await?;
+    let catalog = repository.catalog(source).await?;
+    check_lists(repository, source, &found, &catalog).await?;
+    let grace = grace(session);
+    let due: BTreeSet<RunId> = expired
+        .iter()
+        .filter(|run| {
+            catalog
+                .tombstones
+                .get(run)
+                .is_some_and(|since| now - *since > grace + MARGIN)
+        })
+        .filter(|run| catalog.points.contains_key(run))
+        .copied()
+        .collect();
+    // Commits go first, all of them: one that stays after all (held or brought back meanwhile) is a root again before
+    // any object that it draws on is touched.
+    let mut gone = BTreeSet::new();
+    let catalog = if report.dry_run {
+        gone.extend(due.iter().copied());
+        catalog
+    } else {
+        for run in &due {
+            stop_if_cancelled(session)?;
+            if delete_commit(session, repository, source, *run, &catalog, report).await? {
+                gone.insert(*run);
+            }
+        }
+        let catalog = repository.catalog(source).await?;
+        check_lists(repository, source, &found, &catalog).await?;
+        catalog
+    };
+    let roots: Roots<'_> = catalog
+        .points
+        .iter()
+        .filter(|(run, _)| !(report.dry_run && gone.contains(run)))
+        .map(|(r, p)| (*r, p))
+        .collect();
+    let needed = needed(repository, source, &roots).await?;
+    for removal in plan(&found, &catalog, &roots, &gone, &needed, now, grace) {
+        stop_if_cancelled(session)?;
+        let swept = Swept {
+            source: source.clone(),
+            run: removal.run,
+            why: removal.why,
+            objects: removal.objects.len() as u64 + u64::from(gone.contains(&removal.run)),
+            bytes: removal.objects.iter().map(|o| o.size).sum(),
+        };
+        if report.dry_run || carry_out(session, repository, source, &removal, &catalog, report).await? {
+            report.sweep.push(swept);
+        }
+    }
+    Ok(())
+}
+
+fn stop_if_cancelled(session: &Session) -> Result<()> {
+    if session.cancel.is_cancelled() {
+        return Err(Error::new(Kind::Interrupted, "interrupted")
+            .hint("Run prune again; it goes on where it stopped."));
+    }
+    Ok(())
+}
+
+async fn found(repository: &Repository, source: &SourceName) -> Result<Found> {
+    let prefix = layout::runs_prefix(source);
+    let mut found = Found::new();
+    for object in repository.list(&prefix).await? {
+        if let Some((run, _)) = layout::run_and_name(&object.key, &prefix) {
+            found.entry(run).or_default().push(object);
+        }
+    }
+    Ok(found)
+}
+
+/// Found but not listed: the list of commits lacks some. A parent or referenced run neither listed nor tombstoned: so
+/// does the list, or something was removed by others.
+async fn check_lists(
+    repository: &Repository,
+    source: &SourceName,
+    found: &Found,
+    catalog: &Catalog,
+) -> Result<()> {
+    if let Some(run) = catalog.unreadable.keys().next() {
+        return Err(Error::damaged(format!("the commit of {run} can not be read")));
+    }
+    for run in found.keys().filter(|run| !catalog.points.contains_key(run)) {
+        if repository.read(&layout::commit(source, *run)).await?.is_some() {
+            return Err(Error::failed(format!(
+                "the commit of {run} is there and was not listed"
+            )));
+        }
+    }
+    let known = |run: &RunId| catalog.points.contains_key(run) || catalog.tombstones.contains_key(run);
+    let commits: Vec<_> = catalog.points.values().map(|p| &p.commit).collect();
+    for (run, refs) in repository.all_refs(source, &commits).await? {
+        if let Some(lost) = refs.0.keys().find(|r| !known(r)) {
+            return Err(Error::failed(format!(
+                "run {lost}, which {run} draws on, is neither listed nor tombstoned"
+            )));
+        }
+    }
+    for commit in commits {
+        if let Some(parent) = commit.parent.filter(|p| !known(p))
+            && found.contains_key(&parent)
+        {
+            return Err(Error::failed(format!(
+                "run {parent}, the parent of {}, is neither listed nor tombstoned",
+                commit.run
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What the roots draw on: by run, object names.
+async fn needed(
+    repository: &Repository,
+    source: &SourceName,
+    roots: &Roots<'_>,
+) -> Result<BTreeMap<RunId, Needs>> {
+    let commits: Vec<_> = roots.values().map(|p| &p.commit).collect();
+    let all: BTreeMap<RunId, Refs> = repository.all_refs(source, &commits).await?;
+    let mut needed: BTreeMap<RunId, Needs> = BTreeMap::new();
+    for refs in all.values() {
+        for reference in refs.0.values() {
+            let needs = needed.entry(reference.run).or_default();
+            needs.packs.extend(reference.packs.iter().copied());
+            needs.manifest |= reference.manifest;
+        }
+    }
+    Ok(needed)
+}
+
+/// What of a run is drawn on by others.
+#[derive(Default)]
+struct Needs {
+    packs: Vec<(u32, u32)>,
+    manifest: bool,
+}
+
+impl Needs {
+    fn wants(&self, name: &str) -> bool {
+        match layout::pack_number(name) {
+            Some(n) => self.packs.iter().any(|(a, b)| (*a..=*b).contains(&n)),
+            // Digests are needed as long as anything is; refs tell a reader of the commit only.
+            None => name == layout::SUMS || name == layout::MANIFEST && self.manifest,
+        }
+    }
+}
+
+/// Packs, manifest, refs, SHA256SUMS.
+fn rank(name: &str) -> u8 {
+    match name {
+        layout::SUMS => 3,
+        layout::REFS => 2,
+        layout::MANIFEST => 1,
+        _ => 0,
+    }
+}
+
+fn plan(
+    found: &Found,
+    catalog: &Catalog,
+    roots: &Roots<'_>,
+    gone: &BTreeSet<RunId>,
+    needed: &BTreeMap<RunId, Needs>,
+    now: DateTime<Utc>,
+    grace: TimeDelta,
+) -> Vec<Removal> {
+    let mut removals = Vec::new();
+    let name = |o: &ObjectInfo| o.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
+    let buried = |run: &RunId| catalog.tombstones.contains_key(run);
+    // Commit and objects gone: only the tombstone is left of it.
+    let husks = catalog
+        .tombstones
+        .keys()
+        .filter(|r| !roots.contains_key(r) && !found.contains_key(r));
+    for run in husks {
+        removals.push(Removal {
+            run: *run,
+            why: "remains",
+            objects: Vec::new(),
+            all: true,
+        });
+    }
+    for (run, objects) in found.iter().filter(|(run, _)| !roots.contains_key(run)) {
+        let why = match (gone.contains(run), buried(run)) {
+            (true, _) => "expired",
+            (false, true) => "remains",
+            (false, false) => "orphan",
+        };
+        if why == "orphan" {
+            let newest = objects.iter().map(|o| o.modified).max();
+            if needed.contains_key(run) || newest.is_none_or(|m| now - m <= grace.max(ORPHAN_AGE)) {
+                continue;
+            }
+        }
+        let wants = |o: &ObjectInfo| needed.get(run).is_some_and(|n| n.wants(&name(o)));
+        let mut going: Vec<ObjectInfo> = objects.iter().filter(|o| !wants(o)).cloned().collect();
+        going.sort_by_key(|o| rank(&name(o)));
+        let all = going.len() == objects.len();
+        if why == "expired" || !going.is_empty() || (buried(run) && all) {
+            removals.push(Removal {
+                run: *run,
+                why,
+                objects: going,
+                all,
+            });
+        }
+    }
+    removals
+}
+
+/// Deletes a commit, if tombstone, hold and commit, read again by key, say so. `false`: it stays.
+async fn delete_commit(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    run: RunId,
+    catalog: &Catalog,
+    report: &mut PruneReport,
+) -> Result<bool> {
+    let key = layout::commit(source, run);
+    let buried = repository.tombstone(source, run).await?.is_some();
+    // A hold that can not be read holds all the same.
+    let held = repository.read(&layout::hold(source, run)).await?.is_some();
+    let commit = repository.commit(source, run).await?;
+    let same = commit.as_ref() == catalog.points.get(&run).map(|p| &p.commit);
+    if !buried || held || !same {
+        report.warnings.push(format!(
+            "{source}: {run} was held or brought back meanwhile, and stays"
+        ));
+        return Ok(false);
+    }
+    session.world.crash.reach("before a commit is deleted")?;
+    if !delete(repository, &key, report).await? {
+        return Ok(false);
+    }
+    if repository.read(&key).await?.is_some() {
+        return Err(
+            Error::failed(format!("the commit of {run} is still there after it was deleted"))
+                .hint("With versions shown, the first one counts: sweep without --versions."),
+        );
+    }
+    Ok(true)
+}
+
+/// Removes the objects of one run whose commit is gone. `false`: they were not to go after all.
+async fn carry_out(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    removal: &Removal,
+    catalog: &Catalog,
+    report: &mut PruneReport,
+) -> Result<bool> {
+    let run = removal.run;
+    if repository.read(&layout::commit(source, run)).await?.is_some() {
+        return Ok(false);
+    }
+    if removal.why != "orphan" && repository.tombstone(source, run).await?.is_none() {
+        return Ok(false);
+    }
+    for object in &removal.objects {
+        session.world.crash.reach("before an object is deleted")?;
+        if !delete(repository, &object.key, report).await? {
+            return Ok(true);
+        }
+    }
+    if removal.all && catalog.tombstones.contains_key(&run) {
+        session.world.crash.reach("before a tombstone is deleted")?;
+        delete(repository, &layout::tombstone(source, run), report).await?;
+    }
+    Ok(true)
+}
+
+/// Deletes an object; `false`: it is locked, which is a state and told.
+async fn delete(repository: &Repository, key: &Key, report: &mut PruneReport) -> Result<bool> {
+    match repository.store().delete(key).await {
+        Ok(()) => Ok(true),
+        Err(e) if e.fault == Fault::Locked => {
+            report
+                .warnings
+                .push(format!("{key} is locked and goes when its lock ends"));
+            Ok(false)
+        }
+        Err(e) if e.fault == Fault::Denied => {
+            Err(Error::from(e).hint("[prune] needs credentials that may delete; the writer's should not."))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Removes what `check` left behind where its credential could not delete.
+///
+/// # Errors
+/// The store.
+pub async fn probes(session: &Session, repository: &Repository, report: &mut PruneReport) -> Result<()> {
+    let now = repository.store().now().await?;
+    for object in repository.list(&layout::probes_prefix()).await? {
+        if session.cancel.is_cancelled() {
+            return Err(Error::new(Kind::Interrupted, "interrupted"));
+        }
+        if now - object.modified > TimeDelta::days(1) {
+            delete(repository, &object.key, report).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The local state: nothing in it is needed to restore. Lost or damaged, it costs a full upload and nothing else.
+//!
+//! ```text
+//! <state>/writer                                     the id of this state directory
+//! <state>/<repository>/generation.json               what packs are encrypted to; no secret
+//! <state>/<repository>/<source>/lock                 held while the source is being run
+//! <state>/<repository>/<source>/<run>.index          block indexes
+//! <state>/scratch/<run>/                             spool files of a run
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::clock::World;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::types::{RepositoryId, RunId, SourceName};
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+/// Held while something may be done by one only; given back when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// A directory that is removed when dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// Opens it, making it (0700) if need be.
+    ///
+    /// # Errors
+    /// It can not be written.
+    pub fn open(root: &Path) -> Result<Self> {
+        make_dir(root).map_err(|e| {
+            e.hint("Set state.dir in the policy or LIFEBOAT_STATE to a directory that this user may write.")
+        })?;
+        Ok(Self {
+            root: root.to_owned(),
+        })
+    }
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+    /// The id of this state directory, made at first use: commits carry it, so a second writer is noticed.
+    ///
+    /// # Errors
+    /// It can not be read or written.
+    pub fn writer(&self, world: &World) -> Result<String> {
+        let path = self.root.join("writer");
+        match fs::read_to_string(&path) {
+            Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+            _ => {
+                let id = world.ulid()?.to_string();
+                write_atomically(&path, id.as_bytes())?;
+                Ok(id)
+            }
+        }
+    }
+    /// The directory of a source's state.
+    ///
+    /// # Errors
+    /// It can not be made.
+    pub fn source(&self, repository: RepositoryId, source: &SourceName) -> Result<PathBuf> {
+        let path = self.root.join(repository.to_string()).join(source.as_str());
+        make_dir(&path)?;
+        Ok(path)
+    }
+    /// The file that keeps the generation.
+    ///
+    /// # Errors
+    /// Its directory can not be made.
+    pub fn generation_file(&self, repository: RepositoryId) -> Result<PathBuf> {
+        let path = self.root.join(repository.to_string());
+        make_dir(&path)?;
+        Ok(path.join("generation.json"))
+    }
+    /// Locks a source for a run.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] when another process of this state directory runs it.
+    pub fn lock_source(&self, repository: RepositoryId, source: &SourceName) -> Result<Lock> {
+        let path = self.source(repository, source)?.join("lock");
+        let file = open_lock(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::new(
+                Kind::Busy,
+                format!("source {source} is being run already"),
+            )
+            .hint("Wait for that run; `backup status` shows it when it is done.")),
+            Err(fs::TryLockError::Error(e)) => {
+                Err(Error::failed(format!("can not lock {}", path.display())).because(e))
+            }
+        }
+    }
+    /// Waits for the lock on the generation of a repository. Blocking.
+    ///
+    /// # Errors
+    /// The file can not be made.
+    pub fn lock_generation(&self, repository: RepositoryId) -> Result<Lock> {
+        let path = self.generation_file(repository)?.with_extension("lock");
+        let file = open_lock(&path)?;
+        file.lock().doing(|| format!("can not lock {}", path.display()))?;
+        Ok(Lock { _file: file })
+    }
+    /// A private directory for a run's spool files.
+    ///
+    /// # Errors
+    /// It can not be made.
+    pub fn scratch(&self, run: RunId) -> Result<Scratch> {
+        let path = self.root.join("scratch").join(run.to_string());
+        make_dir(&path)?;
+        Ok(Scratch { path })
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .doing(|| format!("can not open {}", path.display()))
+}
+
+impl Scratch {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), error = %e, "a scratch directory was not removed");
+        }
+    }
+}
+
+/// Makes a directory and its parents, 0700.
+///
+/// # Errors
+/// It can not be made.
+pub fn make_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .doing(|| format!("can not make the directory {}", path.display()))
+}
+
+/// Writes a file (0600) so that it is there whole or not at all, also after a crash.
+///
+/// # Errors
+/// It can not be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let doing = || format!("can not write {}", path.display());
+    let temporary = path.with_extension(format!("new{}", std::process::id()));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .doing(doing)?;
+    file.write_all(bytes).doing(doing)?;
+    file.sync_all().doing(doing)?;
+    fs::rename(&temporary, path).doing(doing)?;
+    if let Some(parent) = path.parent() {
+        File::open(parent).and_then(|d| d.sync_all()).doing(doing)?;
+    }
+    Ok(())
+}
+
+/// Reads a JSON file; `None` when it is absent or damaged (the state is a cache).
+///
+/// # Errors
+/// It is there and can not be read.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let mut text = String::new();
+    match File::open(path).and_then(|mut f| f.read_to_string(&mut text)) {
+        Ok(_) => Ok(serde_json::from_str(&text).ok()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::failed(format!("can not read {}", path.display())).because(e)),
+    }
+}
+
+/// Writes a JSON file atomically.
+///
+/// # Errors
+/// It can not be written.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec(value).doing(|| format!("can not write {}", path.display()))?;
+    write_atomically(path, &text)
+}
