@@ -16,7 +16,7 @@
 pub mod conformance;
 pub mod directory;
 pub mod memory;
-//mod open;
+mod open;
 mod probe;
 pub mod retry;
 pub mod s3;
@@ -34,7 +34,7 @@ use chrono::{DateTime, Utc};
 use crate::error::{Error, Kind};
 use crate::types::{Digest, Key};
 
-//pub use open::open;
+pub use open::open;
 
 /// A store that several tasks share.
 pub type SharedStore = Arc<dyn Store>;
