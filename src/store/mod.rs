@@ -16,6 +16,8 @@
 pub mod conformance;
 pub mod directory;
 pub mod memory;
+mod open;
+mod probe;
 pub mod retry;
 pub mod s3;
 pub mod wrappers;
@@ -31,6 +33,8 @@ use chrono::{DateTime, Utc};
 
 use crate::error::{Error, Kind};
 use crate::types::{Digest, Key};
+
+pub use open::open;
 
 /// A store that several tasks share.
 pub type SharedStore = Arc<dyn Store>;
@@ -281,12 +285,57 @@ pub async fn list_all(store: &dyn Store, prefix: &str, view: View) -> StoreResul
     }
 }
 
-/// (being built)
-pub async fn open(
-    policy: &crate::policy::RepositoryPolicy,
-    credentials: Option<(crate::secret::SecretText, crate::secret::SecretText)>,
-    world: &crate::clock::World,
-) -> crate::error::Result<SharedStore> {
-    let _ = (policy, credentials, world);
-    Err(Error::failed("not built"))
+/// Refuses a range that ends before it starts.
+fn check_range(range: &Range<u64>, what: impl FnOnce() -> String) -> StoreResult<()> {
+    if range.start <= range.end {
+        return Ok(());
+    }
+    Err(StoreError::new(
+        Fault::Refused,
+        what(),
+        format!("the range {}..{} ends before it starts", range.start, range.end),
+    ))
+}
+
+/// The answer to a range that is not wholly in the object.
+fn past_the_end(what: String, range: &Range<u64>, size: u64) -> StoreError {
+    StoreError::new(
+        Fault::Damaged,
+        what,
+        format!(
+            "the range {}..{} goes past the end at {size}",
+            range.start, range.end
+        ),
+    )
+}
+
+#[async_trait]
+impl<T: Store + ?Sized> Store for Arc<T> {
+    fn location(&self) -> String {
+        (**self).location()
+    }
+    async fn put(&self, key: &Key, body: Bytes, options: PutOptions) -> StoreResult<()> {
+        (**self).put(key, body, options).await
+    }
+    async fn get(&self, key: &Key, range: Option<Range<u64>>, view: View) -> StoreResult<Bytes> {
+        (**self).get(key, range, view).await
+    }
+    async fn head(&self, key: &Key, view: View) -> StoreResult<Option<ObjectInfo>> {
+        (**self).head(key, view).await
+    }
+    async fn list(&self, prefix: &str, after: Option<&str>, view: View) -> StoreResult<Page> {
+        (**self).list(prefix, after, view).await
+    }
+    async fn delete(&self, key: &Key) -> StoreResult<()> {
+        (**self).delete(key).await
+    }
+    async fn now(&self) -> StoreResult<DateTime<Utc>> {
+        (**self).now().await
+    }
+    async fn extend_lock(&self, key: &Key, lock: Lock) -> StoreResult<()> {
+        (**self).extend_lock(key, lock).await
+    }
+    async fn probe(&self, probe_prefix: &str, host_now: DateTime<Utc>) -> StoreResult<Abilities> {
+        (**self).probe(probe_prefix, host_now).await
+    }
 }
