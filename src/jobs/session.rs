@@ -38,6 +38,8 @@ pub struct Session {
     pub any_environment: bool,
     /// `--versions`: read the first version of every key.
     pub versions: bool,
+    /// A store instead of the policy's: simulations.
+    pub store: Option<SharedStore>,
 }
 
 /// Which credentials a repository is opened with.
@@ -63,6 +65,9 @@ impl Session {
     /// # Errors
     /// A missing secret; no bucket or directory.
     pub async fn store(&self, role: Role) -> Result<SharedStore> {
+        if let Some(store) = &self.store {
+            return Ok(store.clone());
+        }
         let repository = &self.policy.repository;
         let credentials = match role {
             Role::Writer => repository.credentials.as_ref(),

@@ -406,6 +406,11 @@ impl Cutter {
         self.index.block(&hash, place)?;
         unit.start += length;
         unit.cut_to += length as u64;
+        self.record_stretches(unit)
+    }
+
+    /// Records the stretches whose last block is cut.
+    fn record_stretches(&mut self, unit: &mut Unit) -> Result<()> {
         while let Some((at, stretch, digest)) = unit.pending.first().copied() {
             if unit.cut_to < at + u64::from(stretch) {
                 break;
@@ -459,6 +464,7 @@ impl Cutter {
         while let Some(length) = self.next_cut(&unit, true) {
             self.block(&mut unit, length, packer).await?;
         }
+        self.record_stretches(&mut unit)?;
         let digest = match unit.only {
             Some(digest) if unit.stretches == 1 => digest,
             _ if unit.size == 0 => *blake3::hash(b"").as_bytes(),
