@@ -168,8 +168,7 @@ impl Commit {
             .position(|b| *b == b'\n')
             .ok_or_else(|| bad("no second line"))?;
         let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-        let digest = rest.strip_suffix(b"\n").unwrap_or(rest);
-        if digest != Digest::of(line).to_string().as_bytes() {
+        if rest != format!("{}\n", Digest::of(line)).as_bytes() {
             return Err(bad("its digest is wrong"));
         }
         check_format(line, key)?;

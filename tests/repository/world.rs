@@ -112,6 +112,25 @@ pub struct MapSource {
     pub fail_at: Option<String>,
     /// The clock goes on by so much before each unit.
     pub slow: Option<(Arc<TestClock>, TimeDelta)>,
+    /// The clock goes on by so much at each read.
+    pub slow_read: Option<(Arc<TestClock>, TimeDelta)>,
+}
+
+struct Slow {
+    content: std::io::Cursor<Vec<u8>>,
+    clock: Arc<TestClock>,
+    by: TimeDelta,
+}
+
+impl AsyncRead for Slow {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        self.clock.advance(self.by);
+        std::pin::Pin::new(&mut self.content).poll_read(context, buffer)
+    }
 }
 
 impl MapSource {
@@ -176,9 +195,11 @@ impl Capture for MapCapture {
     async fn open(&mut self) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
         let name = self.current.clone().unwrap();
         self.source.read.lock().unwrap().push(name.clone());
-        Ok(Box::new(std::io::Cursor::new(
-            self.source.units[&name].content.clone(),
-        )))
+        let content = std::io::Cursor::new(self.source.units[&name].content.clone());
+        Ok(match &self.source.slow_read {
+            Some((clock, by)) => Box::new(Slow { content, clock: clock.clone(), by: *by }),
+            None => Box::new(content),
+        })
     }
     async fn close(&mut self) -> Result<()> {
         if self.current.is_some() && self.current == self.source.fail_at {

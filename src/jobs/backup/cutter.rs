@@ -503,12 +503,29 @@ impl Cutter {
         Ok(())
     }
 
+    /// Whether the run may be cut here: between units, or in one whose finished stretches are all recorded.
+    pub fn can_cut(&self) -> bool {
+        self.unit.as_ref().is_none_or(|u| u.pending.is_empty())
+    }
+
+    /// Ends the unit under way in the index of a cut, after its last finished stretch. The blocks beyond stay known.
+    fn end_part(&self, part: &mut IndexWriter) -> Result<()> {
+        let Some(unit) = &self.unit else { return Ok(()) };
+        let digest = match unit.only {
+            Some(digest) if unit.stretches == 1 => digest,
+            _ if unit.stretches == 0 => *blake3::hash(b"").as_bytes(),
+            _ => *unit.digests.finalize().as_bytes(),
+        };
+        part.end_unit(unit.stretch_at, &digest)
+    }
+
     /// Ends the index of a cut with the units of the old index that were not reached yet, so that a run after a crash
     /// knows them too.
     ///
     /// # Errors
     /// The state directory.
     pub fn append_rest(&self, part: &mut IndexWriter, live: &mut Vec<u64>) -> Result<()> {
+        self.end_part(part)?;
         let Some(old) = &self.old else { return Ok(()) };
         let mut moved = self.moved.clone();
         let mut taking = None;

@@ -296,22 +296,31 @@ impl Engine {
                     }
                     cutter.push(&buffer[..length], &mut running.packer).await?;
                     self.progress.advance(length as u64);
+                    if self.is_long(&running) && cutter.can_cut() {
+                        running = match self.cut(running, &mut cutter).await? {
+                            Ok(next) => next,
+                            Err(again) => return Ok(again),
+                        };
+                    }
                 }
                 drop(content);
                 capture.close().await?;
                 cutter.end(&mut running.packer).await?;
             }
             unit = capture.next().await?;
-            let age = self.world.clock.since_boot().saturating_sub(running.begun);
-            if unit.is_some() && age >= self.cut_after {
-                match self.cut(running, &mut cutter).await? {
-                    Ok(next) => running = next,
+            if unit.is_some() && self.is_long(&running) {
+                running = match self.cut(running, &mut cutter).await? {
+                    Ok(next) => next,
                     Err(again) => return Ok(again),
-                }
+                };
             }
         }
         let captured = capture.finish().await?;
         self.complete(running, cutter, captured).await
+    }
+
+    fn is_long(&self, running: &Running) -> bool {
+        self.world.clock.since_boot().saturating_sub(running.begun) >= self.cut_after
     }
 
     fn stalled(&self, name: &crate::types::UnitName) -> Error {
