@@ -246,15 +246,22 @@ async fn a_long_unit_is_cut_in_its_middle() {
     for cut in [Cut::Pages, Cut::Stream, Cut::Whole] {
         let (mut fixture, _) = in_memory(12).await;
         fixture.cut_after = std::time::Duration::from_secs(60);
-        let mut source = MapSource::default().with("big", cut, text((90 << 20) + 321, 1)).with("last", cut, text(99, 2));
+        let mut source = MapSource::default()
+            .with("big", cut, text((90 << 20) + 321, 1))
+            .with("last", cut, text(99, 2));
         source.slow_read = Some((fixture.clock.clone(), TimeDelta::seconds(3)));
         let taken = fixture.run(&source).await.unwrap();
         let catalog = fixture.repository().await.catalog(&fixture.source).await.unwrap();
         let cuts = catalog.points.values().filter(|p| p.commit.partial).count();
         assert!(cuts >= 3, "{cut:?}: {cuts} cuts");
         fixture.assert_restores(taken.commit.run, &source).await;
-        let report = lifeboat::jobs::verify::verify(&fixture.session, None, None, true).await.unwrap();
-        assert!(report.damaged.is_empty() && report.missing.is_empty(), "{report:?}");
+        let report = lifeboat::jobs::verify::verify(&fixture.session, None, None, true)
+            .await
+            .unwrap();
+        assert!(
+            report.damaged.is_empty() && report.missing.is_empty(),
+            "{report:?}"
+        );
         // Dies near the end: what was cut is not uploaded again.
         let first = taken.bytes_stored;
         source.set("big", cut, text((90 << 20) + 321, 7));
@@ -263,7 +270,11 @@ async fn a_long_unit_is_cut_in_its_middle() {
         source.fail_at = None;
         source.slow_read = None;
         let resumed = fixture.run(&source).await.unwrap();
-        assert!(resumed.bytes_stored < first / 2, "{cut:?}: {} of {first}", resumed.bytes_stored);
+        assert!(
+            resumed.bytes_stored < first / 2,
+            "{cut:?}: {} of {first}",
+            resumed.bytes_stored
+        );
         fixture.assert_restores(resumed.commit.run, &source).await;
     }
 }

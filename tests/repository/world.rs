@@ -197,7 +197,11 @@ impl Capture for MapCapture {
         self.source.read.lock().unwrap().push(name.clone());
         let content = std::io::Cursor::new(self.source.units[&name].content.clone());
         Ok(match &self.source.slow_read {
-            Some((clock, by)) => Box::new(Slow { content, clock: clock.clone(), by: *by }),
+            Some((clock, by)) => Box::new(Slow {
+                content,
+                clock: clock.clone(),
+                by: *by,
+            }),
             None => Box::new(content),
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use chrono::Duration;
+use chrono::{DateTime, Duration};
 
 use super::Engine;
 use super::cutter::{Old, PackName};
@@ -135,6 +135,7 @@ impl Engine {
                 distrusted.insert((*run, *pack));
             }
         }
+        distrusted.extend(self.to_refresh(index));
         let damage = self.repository.damage(&self.source).await?;
         let damaged = damage
             .keys()
@@ -162,6 +163,35 @@ impl Engine {
             }
         }
         Ok(Some(distrusted))
+    }
+
+    /// Packs older than `refresh`: each has one day of thirty, by a hash of its name, so that a thirtieth of the source is
+    /// written again in a day (at least a pack, at most the share rounded up to one).
+    fn to_refresh(&self, index: &Index) -> Vec<PackName> {
+        const DAYS: u64 = 30;
+        let Some(refresh) = self.refresh else {
+            return Vec::new();
+        };
+        let now = self.world.clock.now();
+        let today = u64::try_from(now.timestamp() / 86_400).unwrap_or(0) % DAYS;
+        let made =
+            |run: RunId| DateTime::from_timestamp_millis(run.ulid().timestamp_ms() as i64).unwrap_or(now);
+        let age_max = Duration::from_std(refresh).unwrap_or(Duration::MAX);
+        let budget = index.trailer.packs.iter().map(|(_, _, e)| e.live).sum::<u64>() / DAYS;
+        let mut spent = 0;
+        let mut chosen = Vec::new();
+        for (number, pack, entry) in &index.trailer.packs {
+            let Some(run) = index.trailer.runs.get(number).map(|r| r.run) else {
+                continue;
+            };
+            let name = blake3::hash(format!("{run}/{pack}").as_bytes());
+            let day = u64::from(name.as_bytes()[0]) | u64::from(name.as_bytes()[1]) << 8;
+            if now - made(run) > age_max && day % DAYS == today && spent <= budget {
+                spent += entry.live;
+                chosen.push((*number, *pack));
+            }
+        }
+        chosen
     }
 
     /// Names and sizes of a run's objects, from a list.
