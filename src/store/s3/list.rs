@@ -395,7 +395,11 @@ impl Level {
                 level.pending.insert(directory);
             }
         }
-        level.cursor = Cursor::Start(Some(format!("{base}{name}")));
+        let start = format!("{base}{name}");
+        // A start before the prefix says nothing, and SeaweedFS answers it with an empty list of versions.
+        if start.as_str() > prefix {
+            level.cursor = Cursor::Start(Some(start));
+        }
         Some(level)
     }
 
