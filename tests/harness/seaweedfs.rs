@@ -142,7 +142,11 @@ impl SeaweedFs {
             .arg(format!("-s3.port={s3}"))
             .arg(format!("-s3.port.grpc={s3_grpc}"))
             .arg(format!("-s3.port.https={https}"))
-            .args(["-s3.port.iceberg=0", "-s3.port.lance=0"])
+            .args([
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-s3.autoCreateBucket=false",
+            ])
             .arg(format!("-s3.config={}", config.display()))
             .arg(format!("-s3.localSocket={}", dir.path().join("s3").display()))
             .arg(format!("-s3.cert.file={}", tls.join("server.pem").display()))
