@@ -1,5 +1,5 @@
 //! A real SeaweedFS for tests: an S3 server with versions and Object Lock, on free ports, with keys made for the run.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
