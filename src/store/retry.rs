@@ -181,3 +181,200 @@ impl<S: Store> Store for Retry<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+    use crate::store::memory::MemoryStore;
+    use crate::store::wrappers::{Counters, Faulty, Injected, Observe, Operation, Throttle};
+
+    /// A clock that is only moved by sleeping.
+    #[derive(Debug, Default)]
+    struct StillClock(AtomicU64);
+
+    #[async_trait]
+    impl Clock for StillClock {
+        fn now(&self) -> DateTime<Utc> {
+            DateTime::UNIX_EPOCH + self.since_boot()
+        }
+        fn since_boot(&self) -> Duration {
+            Duration::from_nanos(self.0.load(Ordering::SeqCst))
+        }
+        async fn sleep(&self, duration: Duration) {
+            let nanos = u64::try_from(duration.as_nanos()).unwrap();
+            self.0.fetch_add(nanos, Ordering::SeqCst);
+        }
+    }
+
+    fn still() -> World {
+        World {
+            clock: Arc::new(StillClock::default()),
+            ..World::system()
+        }
+    }
+
+    type Stack = Retry<Observe<Faulty>>;
+
+    fn stack(
+        world: &World,
+        plan: impl Fn(u64, Operation, &Key) -> Option<Injected> + Send + Sync + 'static,
+    ) -> (Stack, Counters, MemoryStore) {
+        let memory = MemoryStore::new(world);
+        let faulty = Observe::new(Faulty::new(Arc::new(memory.clone()), plan));
+        let counters = faulty.counters();
+        (Retry::new(faulty, world), counters, memory)
+    }
+
+    fn key() -> Key {
+        Key::from_text("k")
+    }
+
+    async fn put(store: &dyn Store, body: &'static [u8]) -> StoreResult<()> {
+        store
+            .put(&key(), Bytes::from_static(body), PutOptions::default())
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_transient_fault_is_tried_six_times_and_no_more() {
+        for fault in [Fault::Throttled, Fault::Unavailable] {
+            let world = still();
+            let (store, counters, _) = stack(&world, move |_, _, _| Some(Injected::Before(fault)));
+            let error = put(&store, b"x").await.unwrap_err();
+            assert_eq!(error.fault, fault);
+            assert_eq!(counters.of(Operation::Put).calls, 6);
+            // 0.5 + 1 + 2 + 4 + 8 seconds at most, and not nothing.
+            let waited = world.clock.since_boot();
+            assert!(
+                waited > Duration::ZERO && waited <= Duration::from_millis(15_500),
+                "{waited:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lasting_fault_is_told_at_once() {
+        for fault in [
+            Fault::NotFound,
+            Fault::Denied,
+            Fault::Locked,
+            Fault::Full,
+            Fault::Unsupported,
+            Fault::NoBucket,
+            Fault::Refused,
+        ] {
+            let world = still();
+            let (store, counters, _) = stack(&world, move |_, _, _| Some(Injected::Before(fault)));
+            let error = store.get(&key(), None, View::Current).await.unwrap_err();
+            assert_eq!(error.fault, fault);
+            assert_eq!(counters.of(Operation::Get).calls, 1);
+            assert_eq!(world.clock.since_boot(), Duration::ZERO);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_reply_is_settled_by_reading_back() {
+        let world = still();
+        let (store, counters, memory) = stack(&world, |n, _, _| {
+            (n == 0).then_some(Injected::After(Fault::Unavailable))
+        });
+        put(&store, b"body").await.unwrap();
+        assert_eq!(counters.of(Operation::Put).calls, 2);
+        assert_eq!(memory.get(&key(), None, View::Current).await.unwrap(), "body");
+        // Somebody else's bytes are never taken for ours.
+        assert_eq!(put(&store, b"other").await.unwrap_err().fault, Fault::Exists);
+        put(&store, b"body").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_that_can_not_be_read_back_is_not_ours() {
+        let world = still();
+        let (store, _, memory) = stack(&world, |_, operation, _| {
+            (operation == Operation::Get).then_some(Injected::Before(Fault::Denied))
+        });
+        put(&memory, b"body").await.unwrap();
+        let error = put(&store, b"body").await.unwrap_err();
+        assert_eq!(error.fault, Fault::Exists);
+        assert!(error.cause.contains("read back"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_crash_is_final() {
+        let world = still();
+        let memory = MemoryStore::new(&world);
+        let plan = |n, _, _: &Key| (n == 1).then_some(Injected::CrashAfter);
+        let faulty = Faulty::new(Arc::new(memory.clone()), plan);
+        let store = Retry::new(faulty.clone(), &world);
+        store.now().await.unwrap();
+        assert_eq!(put(&store, b"x").await.unwrap_err().fault, Fault::Refused);
+        assert!(faulty.crashed());
+        assert!(store.head(&key(), View::Current).await.is_err());
+        assert_eq!(memory.keys(), [key()]);
+        assert_eq!(faulty.calls(), 2);
+    }
+
+    #[tokio::test]
+    async fn damage_and_hiding_are_injected() {
+        let world = still();
+        let memory = Arc::new(MemoryStore::new(&world));
+        put(&memory, b"body").await.unwrap();
+        let flip = Faulty::new(memory.clone(), |_, _, _| Some(Injected::FlipBit(8)));
+        assert_eq!(flip.get(&key(), None, View::Current).await.unwrap(), "bndy");
+        let hide = Faulty::new(memory, |_, _, _| Some(Injected::Hide("k".to_owned())));
+        assert!(
+            hide.list("", None, View::Current)
+                .await
+                .unwrap()
+                .objects
+                .is_empty()
+        );
+    }
+
+    #[tokio::test]
+    async fn the_rate_is_held() {
+        let world = still();
+        let memory = MemoryStore::new(&world);
+        let store = Throttle::new(memory, &world, 1000);
+        for n in 0..10 {
+            let key = Key::from_text(format!("{n}"));
+            let body = Bytes::from(vec![0u8; 500]);
+            store.put(&key, body, PutOptions::default()).await.unwrap();
+        }
+        // 5000 bytes, of which the last 500 are still to be paid for by who comes next.
+        assert_eq!(world.clock.since_boot(), Duration::from_millis(4500));
+        store
+            .get(&Key::from_text("1"), None, View::Current)
+            .await
+            .unwrap();
+        store
+            .get(&Key::from_text("1"), Some(0..100), View::Current)
+            .await
+            .unwrap();
+        assert_eq!(world.clock.since_boot(), Duration::from_millis(5500));
+        // Time that passes by itself pays too.
+        world.clock.sleep(Duration::from_secs(60)).await;
+        store
+            .get(&Key::from_text("1"), None, View::Current)
+            .await
+            .unwrap();
+        assert_eq!(world.clock.since_boot(), Duration::from_millis(65_500));
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_failed_half_way_begins_elsewhere() {
+        let world = World {
+            clock: Arc::new(SystemClock),
+            ..still()
+        };
+        let (store, counters, _) = stack(&world, |n, _, _| {
+            (n == 0).then_some(Injected::After(Fault::Unavailable))
+        });
+        let found = store.probe("p/", world.clock.now()).await.unwrap();
+        assert!(found.refuses_overwrite);
+        assert_eq!(counters.of(Operation::Probe).calls, 2);
+    }
+}

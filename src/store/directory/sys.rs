@@ -131,3 +131,24 @@ pub(super) fn fault_of(error: &io::Error) -> Fault {
         _ => Fault::Refused,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_fault() {
+        for (error, fault) in [
+            (Errno::NOSPC, Fault::Full),
+            (Errno::DQUOT, Fault::Full),
+            (Errno::ACCESS, Fault::Denied),
+            (Errno::ROFS, Fault::Denied),
+            (Errno::IO, Fault::Unavailable),
+            (Errno::STALE, Fault::Unavailable),
+            (Errno::NAMETOOLONG, Fault::Refused),
+            (Errno::XDEV, Fault::Refused),
+        ] {
+            assert_eq!(fault_of(&error.into()), fault, "{error}");
+        }
+    }
+}

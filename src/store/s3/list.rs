@@ -380,23 +380,32 @@ impl Level {
         let Some(rest) = after.strip_prefix(base) else {
             return (base > after).then_some(level);
         };
-        // To be resumed within this directory, after one of its names. Directories that the server has passed by
-        // then, but whose keys come later: `a/` when the name is `a-b`. One that does not exist is found empty.
         let name = rest.split('/').next().unwrap_or_default();
         if name.is_empty() {
             return Some(level);
         }
-        let passed = (1..name.len())
+        level.expect_passed(name);
+        let start = format!("{base}{name}");
+        // A start before the prefix says nothing, and SeaweedFS answers it with an empty list of versions.
+        if start.as_str() > prefix {
+            level.cursor = Cursor::Start(Some(start));
+        }
+        Some(level)
+    }
+
+    /// Expects the directories that a server has passed by when it goes on after a name, but whose keys come later: `a/` when
+    /// the name is `a-b`, or `a` itself. One that does not exist is found empty.
+    fn expect_passed(&mut self, name: &str) {
+        let base = self.prefix.rfind('/').map_or("", |slash| &self.prefix[..=slash]);
+        let shorter = (1..name.len())
             .filter(|at| name.is_char_boundary(*at) && name.as_bytes()[*at] < b'/')
             .map(|at| &name[..at]);
-        for candidate in passed.chain([name]) {
-            let directory = format!("{base}{candidate}/");
-            if directory.starts_with(prefix) {
-                level.pending.insert(directory);
-            }
-        }
-        level.cursor = Cursor::Start(Some(format!("{base}{name}")));
-        Some(level)
+        let directories: Vec<String> = shorter
+            .chain([name])
+            .map(|name| format!("{base}{name}/"))
+            .filter(|directory| directory.starts_with(&self.prefix))
+            .collect();
+        self.pending.extend(directories);
     }
 
     async fn next(&mut self, store: &S3Store, view: View) -> StoreResult<Option<Entry>> {
@@ -455,6 +464,13 @@ impl Level {
         let batch = store
             .batch(&self.prefix, Some("/"), &mut self.cursor, view)
             .await?;
+        if let Cursor::Marker(marker, _) = &self.cursor {
+            let base = self.prefix.rfind('/').map_or(0, |slash| slash + 1);
+            let name = marker.get(base..).and_then(|rest| rest.split('/').next());
+            if let Some(name) = name.filter(|name| !name.is_empty()).map(ToOwned::to_owned) {
+                self.expect_passed(&name);
+            }
+        }
         let mut entries: Vec<Entry> = Vec::with_capacity(batch.objects.len() + batch.directories.len());
         // Versions of one key are together, its last page's too.
         if let Some(Entry::Object(_)) = self.arrived.back() {
