@@ -255,6 +255,7 @@ async fn a_long_unit_is_cut_in_its_middle() {
         let cuts = catalog.points.values().filter(|p| p.commit.partial).count();
         assert!(cuts >= 3, "{cut:?}: {cuts} cuts");
         fixture.assert_restores(taken.commit.run, &source).await;
+        fixture.session.identity_file = Some(fixture.identity());
         let report = lifeboat::jobs::verify::verify(&fixture.session, None, None, true)
             .await
             .unwrap();
@@ -308,6 +309,41 @@ async fn a_damaged_index_costs_bytes_and_nothing_else() {
     assert!(taken.bytes_stored > 20 << 20, "uploaded in full");
     assert_eq!(taken.commit.parent, None);
     fixture.assert_restores(taken.commit.run, &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_index_is_rebuilt_where_an_identity_is() {
+    let (mut fixture, _) = in_memory(13).await;
+    let mut source = MapSource::default()
+        .with("a", Cut::Whole, noise(6 << 20, 3))
+        .with("data.db", Cut::Pages, noise((20 << 20) + 4096, 1))
+        .with("dump", Cut::Stream, text(50 << 20, 2))
+        .with("empty", Cut::Pages, Vec::new());
+    fixture.run(&source).await.unwrap();
+    source.set(
+        "data.db",
+        Cut::Pages,
+        pages(source.units["data.db"].content.clone(), &[9], 5),
+    );
+    fixture.run(&source).await.unwrap();
+    std::fs::remove_dir_all(
+        fixture
+            .state_dir()
+            .join(fixture.repository().await.id().to_string())
+            .join("app"),
+    )
+    .unwrap();
+    fixture.session.identity_file = Some(fixture.identity());
+    source.set(
+        "data.db",
+        Cut::Pages,
+        pages(source.units["data.db"].content.clone(), &[10], 6),
+    );
+    let third = fixture.run(&source).await.unwrap();
+    assert!(third.bytes_stored < 1 << 20, "stored {}", third.bytes_stored);
+    fixture.assert_restores(third.commit.run, &source).await;
+    let fourth = fixture.run(&source).await.unwrap();
+    fixture.assert_restores(fourth.commit.run, &source).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

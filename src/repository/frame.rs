@@ -162,6 +162,30 @@ pub fn decode(frame: &[u8]) -> Result<Vec<u8>> {
     Ok(content)
 }
 
+/// The content of all frames of a plaintext, bytes.
+///
+/// # Errors
+/// It is no run of frames.
+pub fn content_length(plaintext: &[u8]) -> Result<u64> {
+    let bad = || Error::damaged("a pack is no run of frames");
+    let (mut at, mut total) = (0, 0);
+    while at < plaintext.len() {
+        let rest = &plaintext[at..];
+        let length = zstd::zstd_safe::find_frame_compressed_size(rest).map_err(|_| bad())?;
+        let skippable = rest
+            .get(..4)
+            .is_some_and(|m| m[0] & 0xF0 == 0x50 && m[1..] == [0x2A, 0x4D, 0x18]);
+        if !skippable {
+            total += zstd::zstd_safe::get_frame_content_size(rest)
+                .ok()
+                .flatten()
+                .ok_or_else(bad)?;
+        }
+        at += length.max(1);
+    }
+    Ok(total)
+}
+
 /// A skippable frame.
 pub fn skippable(magic: u32, content: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(content.len() + 8);

@@ -17,7 +17,7 @@ use super::packer::object_head;
 use super::{Repository, frame, layout, pack};
 use crate::error::{Error, Kind, Result};
 use crate::source::{PointContent, RestoredUnit};
-use crate::types::{RunId, SourceName};
+use crate::types::{Digest, RunId, SourceName};
 
 /// Decrypted packs kept at once; each is about 16 MiB.
 const PACKS_KEPT: usize = 4;
@@ -29,7 +29,8 @@ const READ_AHEAD: usize = 2;
 /// A point, opened: its manifests read, its keys at hand.
 pub struct OpenPoint {
     inner: Arc<Inner>,
-    manifests: Vec<(Bytes, String)>,
+    /// Plaintexts of its manifests, whole one first.
+    manifests: Vec<(Bytes, RunId, Digest)>,
     /// The head of its newest manifest.
     pub head: ManifestHead,
 }
@@ -137,11 +138,28 @@ impl OpenPoint {
         let readers = self
             .manifests
             .iter()
-            .map(|(plaintext, name)| ManifestReader::new(plaintext.clone(), name))
+            .map(|(plaintext, run, _)| {
+                ManifestReader::new(plaintext.clone(), &format!("{run}/{}", layout::MANIFEST))
+            })
             .collect::<Result<Vec<_>>>()?;
         Ok(Merge::new(readers))
     }
 
+    /// Its chain of manifests with their digests, whole one first.
+    pub fn chain(&self) -> Vec<(RunId, Digest)> {
+        self.manifests
+            .iter()
+            .map(|(_, run, digest)| (*run, *digest))
+            .collect()
+    }
+    /// How much content a pack holds.
+    ///
+    /// # Errors
+    /// Damaged or missing.
+    pub async fn pack_content(&self, run: RunId, number: u32) -> Result<u64> {
+        let plaintext = self.inner.pack(run, number).await?;
+        frame::content_length(&plaintext)
+    }
     /// The content of one line, compared with its digest.
     ///
     /// # Errors
@@ -188,7 +206,11 @@ fn compare_digests(sums: &Sums, commit: &Commit) -> Result<()> {
 }
 
 impl Inner {
-    async fn manifests(&self, commit: &Commit, refs: &Refs) -> Result<(Vec<(Bytes, String)>, ManifestHead)> {
+    async fn manifests(
+        &self,
+        commit: &Commit,
+        refs: &Refs,
+    ) -> Result<(Vec<(Bytes, RunId, Digest)>, ManifestHead)> {
         let mut newest_first = Vec::new();
         let mut newest_head: Option<ManifestHead> = None;
         let mut next = Some((commit.run, commit.manifest));
@@ -206,7 +228,7 @@ impl Inner {
                 )));
             }
             let (plaintext, head) = self.manifest(run, digest).await?;
-            next = match (head.parent, head.parent_manifest) {
+            let parent = match (head.parent, head.parent_manifest) {
                 (Some(parent), Some(digest)) => Some((parent, digest)),
                 (None, None) => None,
                 _ => {
@@ -215,8 +237,9 @@ impl Inner {
                     )));
                 }
             };
-            newest_first.push((plaintext, format!("{run}/{}", layout::MANIFEST)));
+            newest_first.push((plaintext, run, digest));
             newest_head.get_or_insert(head);
+            next = parent;
         }
         let head = newest_head.ok_or_else(|| Error::damaged("a point has no manifest"))?;
         let agrees = (head.at, head.partial, &head.kind, &head.facts)

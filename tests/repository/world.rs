@@ -257,7 +257,7 @@ impl Fixture {
             lookup: Arc::new(|_| None),
             cancel: CancellationToken::new(),
             progress: Arc::new(Silent),
-            identity_file: Some(directory.path().join("identity")),
+            identity_file: None,
             any_environment: false,
             versions: false,
             store: Some(store),
@@ -274,6 +274,10 @@ impl Fixture {
     pub fn set_retention(&mut self, rules: RetentionRules) {
         let policy = Arc::make_mut(&mut self.session.policy);
         policy.sources.get_mut(&self.source).unwrap().retention = Some(("r".into(), rules));
+    }
+    /// The identity file; the session has none unless a test gives it.
+    pub fn identity(&self) -> std::path::PathBuf {
+        self._directory.path().join("identity")
     }
     pub fn state_dir(&self) -> &Path {
         &self.session.policy.state_dir
@@ -296,7 +300,7 @@ impl Fixture {
             .commit(&self.source, run)
             .await?
             .expect("the commit is there");
-        let text = std::fs::read_to_string(self.session.identity_file.as_ref().unwrap()).unwrap();
+        let text = std::fs::read_to_string(self.identity()).unwrap();
         let mut keys = KeyRing::new(parse_identities(&SecretText::new(text), "identity")?);
         let open = OpenPoint::open(&repository, &self.source, &commit, &mut keys).await?;
         let mut content = open.content()?;

@@ -58,7 +58,7 @@ pub struct Counts {
 }
 
 /// Finds the cut points of streams.
-struct Chunker {
+pub struct Chunker {
     masks: (u64, u64),
     gear: std::borrow::Cow<'static, [u64]>,
     gear_shifted: std::borrow::Cow<'static, [u64]>,
@@ -66,7 +66,7 @@ struct Chunker {
 
 impl Chunker {
     /// The cut points depend on a secret, so that the sizes of chunks tell nothing of known files.
-    fn new(key: &[u8; 32]) -> Self {
+    pub fn new(key: &[u8; 32]) -> Self {
         let digest = blake3::keyed_hash(key, b"lifeboat chunker seed");
         let seed = u64::from_le_bytes(digest.as_bytes()[..8].try_into().unwrap_or([1; 8])) | 1;
         let (gear, gear_shifted) = fastcdc::v2020::get_gear_with_seed(seed);
@@ -75,6 +75,22 @@ impl Chunker {
             masks,
             gear,
             gear_shifted,
+        }
+    }
+    /// The length of the next block, if it is certain.
+    pub fn next(&self, cut: Cut, block_size: usize, rest: &[u8], at_end: bool) -> Option<usize> {
+        let fixed = |size: usize| {
+            if rest.len() >= size {
+                Some(size)
+            } else {
+                (at_end && !rest.is_empty()).then_some(rest.len())
+            }
+        };
+        match cut {
+            Cut::Pages => fixed(block_size),
+            Cut::Whole => fixed(WHOLE_PIECE),
+            Cut::Stream if rest.len() >= CHUNK.2 || at_end && !rest.is_empty() => Some(self.cut(rest)),
+            Cut::Stream => None,
         }
     }
     fn cut(&self, bytes: &[u8]) -> usize {
@@ -346,30 +362,15 @@ impl Cutter {
         };
         unit.take(bytes);
         self.counts.read += bytes.len() as u64;
-        while let Some(length) = self.next_cut(&unit, false) {
+        while let Some(length) =
+            self.chunker
+                .next(unit.cut, self.block_size, &unit.buffer[unit.start..], false)
+        {
             self.block(&mut unit, length, packer).await?;
         }
         unit.compact();
         self.unit = Some(unit);
         Ok(())
-    }
-
-    /// The length of the next block, if it is certain.
-    fn next_cut(&self, unit: &Unit, at_end: bool) -> Option<usize> {
-        let rest = &unit.buffer[unit.start..];
-        let fixed = |size: usize| {
-            (rest.len() >= size)
-                .then_some(size)
-                .or((at_end && !rest.is_empty()).then_some(rest.len()))
-        };
-        match unit.cut {
-            Cut::Pages => fixed(self.block_size),
-            Cut::Whole => fixed(WHOLE_PIECE),
-            Cut::Stream if rest.len() >= CHUNK.2 || at_end && !rest.is_empty() => {
-                Some(self.chunker.cut(rest))
-            }
-            Cut::Stream => None,
-        }
     }
 
     async fn block(&mut self, unit: &mut Unit, length: usize, packer: &mut Packer) -> Result<()> {
@@ -461,7 +462,10 @@ impl Cutter {
             return Err(Error::failed("the end of no unit"));
         };
         unit.end_stretch();
-        while let Some(length) = self.next_cut(&unit, true) {
+        while let Some(length) =
+            self.chunker
+                .next(unit.cut, self.block_size, &unit.buffer[unit.start..], true)
+        {
             self.block(&mut unit, length, packer).await?;
         }
         self.record_stretches(&mut unit)?;

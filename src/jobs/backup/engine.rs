@@ -19,7 +19,7 @@ use crate::jobs::Session;
 use crate::policy::SourcePolicy;
 use crate::progress::Progress;
 use crate::repository::documents::Commit;
-use crate::repository::generation::{self, Generation};
+use crate::repository::generation::{self, Generation, KeyRing};
 use crate::repository::index::{Index, IndexHead, IndexWriter, PackEntry, RunEntry};
 use crate::repository::packer::{Packer, PackerTarget};
 use crate::repository::{Repository, layout};
@@ -63,6 +63,7 @@ pub struct Engine {
     state: StateDir,
     progress: Arc<dyn Progress>,
     recipients: Vec<String>,
+    keys: tokio::sync::Mutex<KeyRing>,
     stall_timeout: Duration,
     threads: usize,
     /// How long a run goes on before it is cut (tests shorten it).
@@ -118,6 +119,7 @@ impl Engine {
             state,
             progress: session.progress.clone(),
             recipients: session.policy.encryption.recipients.clone(),
+            keys: tokio::sync::Mutex::new(identities(session)),
             stall_timeout: policy.stall_timeout,
             threads: std::thread::available_parallelism()
                 .map_or(2, std::num::NonZero::get)
@@ -173,7 +175,7 @@ impl Engine {
         let base = if in_full || renewed {
             None
         } else {
-            self.base(lost).await?
+            self.base_or_rebuilt(lost).await?
         };
         let run = RunId::new(self.world.ulid()?);
         let scratch = self.state.scratch(run)?;
@@ -197,6 +199,17 @@ impl Engine {
         };
         capture.cleanup().await;
         result
+    }
+
+    /// The base; where the index is lost and an identity is at hand, rebuilt.
+    async fn base_or_rebuilt(&self, lost: &BTreeSet<(RunId, u32)>) -> Result<Option<Base>> {
+        match self.base(lost).await? {
+            Some(base) => Ok(Some(base)),
+            None => match self.rebuild(&mut *self.keys.lock().await).await? {
+                Some(_) => self.base(lost).await,
+                None => Ok(None),
+            },
+        }
     }
 
     /// The generation to encrypt to; `true` when an older one was found gone or different, so that nothing may build on it.
@@ -543,6 +556,14 @@ impl Engine {
             )]
         })
     }
+}
+
+/// The identities at hand, if any: a host that only backs up has none, and needs none.
+fn identities(session: &Session) -> KeyRing {
+    session.key_ring().unwrap_or_else(|e| {
+        tracing::warn!(error = %e.chain(), "the identity is not used; it is needed only to rebuild a lost index");
+        KeyRing::new(Vec::new())
+    })
 }
 
 /// Blocks are 8 KiB up to 64 GiB of source, 16 KiB up to 512 GiB, else 64 KiB (DESIGN, section 5).

@@ -3,6 +3,7 @@
 mod base;
 mod cutter;
 mod engine;
+mod rebuild;
 mod segment;
 
 use std::sync::Arc;
