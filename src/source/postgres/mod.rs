@@ -1,1 +1,11 @@
-//! (being built)
+//! Postgres: [`PostgresSource`] dumps databases logically, [`LogicalRestorer`] puts dumps back. Only here is Postgres
+//! named. (The physical source comes beside `logical`.)
+
+mod client;
+mod connect;
+mod facts;
+mod logical;
+mod quote;
+mod tls;
+
+pub use logical::{LogicalRestorer, PostgresSource};
