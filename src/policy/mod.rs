@@ -34,8 +34,11 @@ pub fn find(explicit: Option<&Path>, lookup: Lookup<'_>) -> Result<PathBuf> {
         .map(PathBuf::from)
         .find(|p| p.exists())
         .ok_or_else(|| {
-            Error::usage(format!("there is no policy: neither --policy nor LIFEBOAT_POLICY is given, and there is no ./{}", PLACES.join(" or ")))
-                .hint("policies/example.toml shows every key; start with a copy of policies/development.toml.")
+            Error::usage(format!(
+                "there is no policy: neither --policy nor LIFEBOAT_POLICY is given, and there is no ./{}",
+                PLACES.join(" or ")
+            ))
+            .hint("policies/example.toml shows every key; start with a copy of policies/development.toml.")
         })
 }
 

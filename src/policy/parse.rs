@@ -41,7 +41,10 @@ pub fn parse(text: &str, path: &Path, lookup: Lookup<'_>) -> Result<Policy, Poli
     let list: Vec<Problem> = problems.into_list();
     match policy {
         Some(policy) if list.is_empty() => Ok(policy),
-        _ => Err(PolicyErrors { file: path.to_owned(), problems: list }),
+        _ => Err(PolicyErrors {
+            file: path.to_owned(),
+            problems: list,
+        }),
     }
 }
 
@@ -49,22 +52,33 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
     let environment = root.parsed("environment", str::parse);
     let timezone = zone(root, "timezone").unwrap_or(Tz::UTC);
     let concurrency = root.count("concurrency", 1).unwrap_or(2);
-    let repository = root.table("repository", "repository").and_then(|r| repository(&r));
+    let repository = root
+        .table("repository", "repository")
+        .and_then(|r| repository(&r));
     let encryption = root.table("encryption", "encryption").map(|r| encryption(&r));
     let prune = root.table("prune", "prune").map(|r| prune(&r));
-    let verify = root.table("verify", "verify").map(|r| verify(&r)).unwrap_or_default();
+    let verify = root
+        .table("verify", "verify")
+        .map(|r| verify(&r))
+        .unwrap_or_default();
     let dir = root.table("state", "state").and_then(|r| {
         let dir = r.filled("dir");
         r.finish(&[]);
         dir
     });
     if let Some(http) = root.table("http", "http") {
-        http.parsed("listen", |t| t.parse::<std::net::SocketAddr>().map_err(|_| "must be an address and a port, such as 127.0.0.1:9184"));
+        http.parsed("listen", |t| {
+            t.parse::<std::net::SocketAddr>()
+                .map_err(|_| "must be an address and a port, such as 127.0.0.1:9184")
+        });
         http.secret("token");
         http.finish(&[]);
     }
-    let retentions: BTreeMap<String, RetentionRules> =
-        root.named("retention", "retention").into_iter().map(|(name, _, r)| (name, retention(&r))).collect();
+    let retentions: BTreeMap<String, RetentionRules> = root
+        .named("retention", "retention")
+        .into_iter()
+        .map(|(name, _, r)| (name, retention(&r)))
+        .collect();
     let mut sources = BTreeMap::new();
     let mut names = Vec::new();
     for (name, span, reader) in root.named("source", "source") {
@@ -115,16 +129,19 @@ fn state_dir(policy: Option<String>, lookup: Lookup<'_>) -> PathBuf {
 
 fn zone(reader: &Reader<'_, '_>, key: &str) -> Option<Tz> {
     reader.parsed(key, |text| {
-        text.parse::<Tz>().map_err(|_| format!("{text:?} is no IANA time zone, such as Europe/Berlin"))
+        text.parse::<Tz>()
+            .map_err(|_| format!("{text:?} is no IANA time zone, such as Europe/Berlin"))
     })
 }
 
 fn schedule(reader: &Reader<'_, '_>, zone: Tz) -> Option<String> {
     reader.parsed("schedule", |text| {
-        Schedule::parse(text, zone).map(|_| text.to_owned()).map_err(|e| match e.hint_text() {
-            Some(hint) => format!("{} ({hint})", e.chain()),
-            None => e.chain(),
-        })
+        Schedule::parse(text, zone)
+            .map(|_| text.to_owned())
+            .map_err(|e| match e.hint_text() {
+                Some(hint) => format!("{} ({hint})", e.chain()),
+                None => e.chain(),
+            })
     })
 }
 
@@ -136,7 +153,10 @@ fn credentials(reader: &Reader<'_, '_>) -> Option<StoreCredentials> {
         (None, Some(_)) => reader.missing("access_key_id"),
         _ => {}
     }
-    Some(StoreCredentials { access_key_id: id?, secret_access_key: key? })
+    Some(StoreCredentials {
+        access_key_id: id?,
+        secret_access_key: key?,
+    })
 }
 
 /// Parses a repository's URL.
@@ -157,7 +177,10 @@ pub fn store_url(text: &str) -> Result<StoreUrl, String> {
             return Err("a bucket is written s3://BUCKET/PREFIX, of plain characters".to_owned());
         }
         let prefix = prefix.trim_matches('/').to_owned();
-        return Ok(StoreUrl::S3 { bucket: bucket.to_owned(), prefix });
+        return Ok(StoreUrl::S3 {
+            bucket: bucket.to_owned(),
+            prefix,
+        });
     }
     Err("must begin with s3:// or file:///".to_owned())
 }
@@ -165,14 +188,20 @@ pub fn store_url(text: &str) -> Result<StoreUrl, String> {
 fn repository(reader: &Reader<'_, '_>) -> Option<RepositoryPolicy> {
     let url = reader.parsed("url", store_url);
     let endpoint = reader.parsed("endpoint", |text| match url::Url::parse(text) {
-        Ok(u) if matches!(u.scheme(), "http" | "https") && u.has_host() && u.password().is_none() => Ok(text.to_owned()),
+        Ok(u) if matches!(u.scheme(), "http" | "https") && u.has_host() && u.password().is_none() => {
+            Ok(text.to_owned())
+        }
         _ => Err("must be an http:// or https:// URL without credentials"),
     });
     let object_lock = reader.table("object_lock", "object_lock").and_then(|r| {
         let mode = r.one_of("mode", &["governance", "compliance"]);
         let days = r.count("days", 1);
         r.finish(&[]);
-        let mode = if mode? == "compliance" { LockMode::Compliance } else { LockMode::Governance };
+        let mode = if mode? == "compliance" {
+            LockMode::Compliance
+        } else {
+            LockMode::Governance
+        };
         Some(ObjectLock { mode, days: days? })
     });
     let policy = RepositoryPolicy {
@@ -188,7 +217,11 @@ fn repository(reader: &Reader<'_, '_>) -> Option<RepositoryPolicy> {
         url: url.clone().unwrap_or(StoreUrl::Directory(PathBuf::new())),
     };
     if policy.grace < 2 * HOUR {
-        reader.problem("grace", "must be at least 2h: undo ends an hour before it, sweep begins an hour after it", None);
+        reader.problem(
+            "grace",
+            "must be at least 2h: undo ends an hour before it, sweep begins an hour after it",
+            None,
+        );
     }
     reader.finish(&[]);
     url.map(|_| policy)
@@ -199,20 +232,35 @@ fn encryption(reader: &Reader<'_, '_>) -> EncryptionPolicy {
     for text in &recipients {
         if let Err(why) = text.parse::<age::x25519::Recipient>() {
             let hint = "a recipient begins with age1; `backup key generate FILE` makes a key pair".to_owned();
-            reader.problem("recipients", format!("{} is not an age recipient: {why}", shown(text)), Some(hint));
+            reader.problem(
+                "recipients",
+                format!("{} is not an age recipient: {why}", shown(text)),
+                Some(hint),
+            );
         }
     }
     if reader.value("recipients").is_some() && recipients.is_empty() {
-        reader.problem("recipients", "must name at least one recipient", Some("two are advised".to_owned()));
+        reader.problem(
+            "recipients",
+            "must name at least one recipient",
+            Some("two are advised".to_owned()),
+        );
     }
-    let policy = EncryptionPolicy { recipients, identity: reader.secret("identity") };
+    let policy = EncryptionPolicy {
+        recipients,
+        identity: reader.secret("identity"),
+    };
     reader.finish(&[]);
     policy
 }
 
 /// A text for a message; a secret key given by mistake is not repeated.
 fn shown(text: &str) -> String {
-    if text.to_uppercase().contains("SECRET-KEY") { "an identity (a secret!)".to_owned() } else { format!("{text:?}") }
+    if text.to_uppercase().contains("SECRET-KEY") {
+        "an identity (a secret!)".to_owned()
+    } else {
+        format!("{text:?}")
+    }
 }
 
 fn prune(reader: &Reader<'_, '_>) -> PrunePolicy {
@@ -227,7 +275,10 @@ fn prune(reader: &Reader<'_, '_>) -> PrunePolicy {
 
 fn verify(reader: &Reader<'_, '_>) -> VerifyPolicy {
     let sample = reader.parsed("sample", percent);
-    let policy = VerifyPolicy { schedule: schedule(reader, Tz::UTC), sample_percent: sample };
+    let policy = VerifyPolicy {
+        schedule: schedule(reader, Tz::UTC),
+        sample_percent: sample,
+    };
     reader.finish(&[]);
     policy
 }
@@ -257,29 +308,45 @@ fn retention(reader: &Reader<'_, '_>) -> RetentionRules {
     rules
 }
 
-fn source(reader: &Reader<'_, '_>, zone_of_policy: Tz, retentions: &BTreeMap<String, RetentionRules>) -> Option<SourcePolicy> {
+fn source(
+    reader: &Reader<'_, '_>,
+    zone_of_policy: Tz,
+    retentions: &BTreeMap<String, RetentionRules>,
+) -> Option<SourcePolicy> {
     let timezone = zone(reader, "timezone").unwrap_or(zone_of_policy);
     let kind = kind(reader);
-    let retention = reader.filled("retention").and_then(|name| match retentions.get(&name) {
-        Some(rules) => Some((name, *rules)),
-        None => {
-            let near = super::keys::nearest(&name, retentions.keys().map(String::as_str));
-            let hint = near.map_or_else(|| format!("add [retention.{name}]"), |n| format!("did you mean {n:?}?"));
-            reader.problem("retention", format!("there is no [retention.{name}]"), Some(hint));
-            None
-        }
-    });
+    let retention = reader
+        .filled("retention")
+        .and_then(|name| match retentions.get(&name) {
+            Some(rules) => Some((name, *rules)),
+            None => {
+                let near = super::keys::nearest(&name, retentions.keys().map(String::as_str));
+                let hint = near.map_or_else(
+                    || format!("add [retention.{name}]"),
+                    |n| format!("did you mean {n:?}?"),
+                );
+                reader.problem("retention", format!("there is no [retention.{name}]"), Some(hint));
+                None
+            }
+        });
     let objective = reader
         .table("objective", "objective")
         .map(|r| {
-            let objective = Objective { rpo: r.duration("rpo"), rto: r.duration("rto") };
+            let objective = Objective {
+                rpo: r.duration("rpo"),
+                rto: r.duration("rto"),
+            };
             r.finish(&[]);
             objective
         })
         .unwrap_or_default();
     let blackout = reader.texts("blackout").unwrap_or_default();
     for span in blackout.iter().filter(|s| !is_span(s)) {
-        reader.problem("blackout", format!("{span:?} is not a span of the day"), Some("write it as 22:00-06:00".to_owned()));
+        reader.problem(
+            "blackout",
+            format!("{span:?} is not a span of the day"),
+            Some("write it as 22:00-06:00".to_owned()),
+        );
     }
     let catch_up = match reader.one_of("catch_up", &["once", "skip"]) {
         Some("skip") => CatchUp::Skip,
@@ -296,8 +363,13 @@ fn source(reader: &Reader<'_, '_>, zone_of_policy: Tz, retentions: &BTreeMap<Str
         catch_up,
         max_age: reader.duration("max_age").unwrap_or(24 * HOUR),
         timeout: reader.duration("timeout").unwrap_or(24 * HOUR),
-        stall_timeout: reader.duration("stall_timeout").unwrap_or(Duration::from_secs(600)),
-        priority: reader.integer("priority", -1000..=1000).and_then(|n| i32::try_from(n).ok()).unwrap_or(0),
+        stall_timeout: reader
+            .duration("stall_timeout")
+            .unwrap_or(Duration::from_secs(600)),
+        priority: reader
+            .integer("priority", -1000..=1000)
+            .and_then(|n| i32::try_from(n).ok())
+            .unwrap_or(0),
         refresh: reader.duration("refresh"),
         blackout,
     };
@@ -308,12 +380,19 @@ fn source(reader: &Reader<'_, '_>, zone_of_policy: Tz, retentions: &BTreeMap<Str
 
 fn is_span(text: &str) -> bool {
     let time = |t: &str| chrono::NaiveTime::parse_from_str(t, "%H:%M").is_ok();
-    text.split_once('-').is_some_and(|(from, to)| time(from) && time(to) && from != to)
+    text.split_once('-')
+        .is_some_and(|(from, to)| time(from) && time(to) && from != to)
 }
 
 /// Keys that one kind of source has and the others have not.
 const POSTGRES: &[&str] = &["method", "databases", "exclude", "client_dir", "jobs"];
-const PHYSICAL: &[&str] = &["access", "data_directory", "slot", "slot_without_limit", "retain_limit"];
+const PHYSICAL: &[&str] = &[
+    "access",
+    "data_directory",
+    "slot",
+    "slot_without_limit",
+    "retain_limit",
+];
 const POCKETBASE: &[&str] = &["path", "superuser", "logs", "storage"];
 
 fn kind(reader: &Reader<'_, '_>) -> Option<SourceKind> {
@@ -384,24 +463,34 @@ fn pocketbase(reader: &Reader<'_, '_>) -> Option<PocketBasePolicy> {
     let logs = reader.boolean("logs").unwrap_or(true);
     let storage = reader.boolean("storage").unwrap_or(true);
     let place = match (reader.value("path").is_some(), reader.value("url").is_some()) {
-        (true, false) => reader.filled("path").map(|path| PocketBasePlace::Local(PathBuf::from(path))),
+        (true, false) => reader
+            .filled("path")
+            .map(|path| PocketBasePlace::Local(PathBuf::from(path))),
         (false, true) => {
             let url = reader.parsed("url", |text| match url::Url::parse(text) {
-                Ok(u) if matches!(u.scheme(), "http" | "https") && u.password().is_none() => Ok(text.to_owned()),
+                Ok(u) if matches!(u.scheme(), "http" | "https") && u.password().is_none() => {
+                    Ok(text.to_owned())
+                }
                 _ => Err("must be an http:// or https:// URL without credentials"),
             });
             if superuser.is_none() {
                 reader.missing("superuser");
             }
             match (url, superuser) {
-                (Some(url), Some((Some(identity), Some(password)))) => {
-                    Some(PocketBasePlace::Remote { url, identity, password })
-                }
+                (Some(url), Some((Some(identity), Some(password)))) => Some(PocketBasePlace::Remote {
+                    url,
+                    identity,
+                    password,
+                }),
                 _ => None,
             }
         }
         (true, true) => {
-            reader.problem("url", "path and url exclude each other", Some("path: on this host; url: by its API".to_owned()));
+            reader.problem(
+                "url",
+                "path and url exclude each other",
+                Some("path: on this host; url: by its API".to_owned()),
+            );
             None
         }
         (false, false) => {
@@ -409,14 +498,22 @@ fn pocketbase(reader: &Reader<'_, '_>) -> Option<PocketBasePolicy> {
             None
         }
     };
-    Some(PocketBasePolicy { place: place?, logs, storage })
+    Some(PocketBasePolicy {
+        place: place?,
+        logs,
+        storage,
+    })
 }
 
 fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
     let named = reader.texts("sources").unwrap_or_default();
     for name in named.iter().filter(|n| !sources.contains(n)) {
         let near = super::keys::nearest(name, sources.iter().map(String::as_str));
-        reader.problem("sources", format!("there is no [source.{name}]"), near.map(|n| format!("did you mean {n:?}?")));
+        reader.problem(
+            "sources",
+            format!("there is no [source.{name}]"),
+            near.map(|n| format!("did you mean {n:?}?")),
+        );
     }
     reader.one_of("at", &["latest", "random", "oldest", "before-expiry"]);
     for key in ["window", "max_age", "keep_failed"] {
@@ -442,14 +539,17 @@ fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
 }
 
 fn notify(reader: &Reader<'_, '_>) {
-    for key in ["webhook", "secret", "slack", "discord", "teams", "ntfy", "ping", "smtp"] {
+    for key in [
+        "webhook", "secret", "slack", "discord", "teams", "ntfy", "ping", "smtp",
+    ] {
         reader.secret(key);
     }
     reader.filled("email");
     let events = ["failure", "recovery", "drill", "objective", "quiet"];
     for event in reader.texts("on").unwrap_or_default() {
         if !events.contains(&event.as_str()) {
-            let near = super::keys::nearest(&event, events.into_iter()).map(|n| format!("did you mean {n:?}?"));
+            let near =
+                super::keys::nearest(&event, events.into_iter()).map(|n| format!("did you mean {n:?}?"));
             reader.problem("on", format!("{event:?} is none of {}", events.join(", ")), near);
         }
     }

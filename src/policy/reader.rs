@@ -41,7 +41,12 @@ pub struct PolicyErrors {
 impl fmt::Display for PolicyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.display();
-        write!(f, "{file} has {} problem{}", self.problems.len(), if self.problems.len() == 1 { "" } else { "s" })?;
+        write!(
+            f,
+            "{file} has {} problem{}",
+            self.problems.len(),
+            if self.problems.len() == 1 { "" } else { "s" }
+        )?;
         for p in &self.problems {
             write!(f, "\n  {file}:{}:{}: ", p.line, p.column)?;
             if !p.path.is_empty() {
@@ -73,10 +78,19 @@ pub struct Problems<'t> {
 impl<'t> Problems<'t> {
     /// Of a text.
     pub fn new(text: &'t str) -> Self {
-        Self { text, list: RefCell::new(Vec::new()) }
+        Self {
+            text,
+            list: RefCell::new(Vec::new()),
+        }
     }
     /// Adds one.
-    pub fn add(&self, span: Range<usize>, path: &str, message: impl Into<String>, suggestion: Option<String>) {
+    pub fn add(
+        &self,
+        span: Range<usize>,
+        path: &str,
+        message: impl Into<String>,
+        suggestion: Option<String>,
+    ) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
@@ -110,17 +124,37 @@ pub struct Reader<'a, 't> {
 
 impl<'a, 't> Reader<'a, 't> {
     /// Reads a table as a section.
-    pub fn new(table: &'a DeTable<'t>, span: Range<usize>, path: String, section: &'static str, problems: &'a Problems<'t>) -> Self {
-        Self { table, span, path, section, problems, asked: RefCell::new(BTreeSet::new()) }
+    pub fn new(
+        table: &'a DeTable<'t>,
+        span: Range<usize>,
+        path: String,
+        section: &'static str,
+        problems: &'a Problems<'t>,
+    ) -> Self {
+        Self {
+            table,
+            span,
+            path,
+            section,
+            problems,
+            asked: RefCell::new(BTreeSet::new()),
+        }
     }
     /// `path.key`
     pub fn at(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
     /// The value of a key.
     pub fn value(&self, key: &str) -> Option<&'a Spanned<DeValue<'t>>> {
         self.asked.borrow_mut().insert(key.to_owned());
-        self.table.iter().find(|(k, _)| k.get_ref().as_ref() == key).map(|(_, v)| v)
+        self.table
+            .iter()
+            .find(|(k, _)| k.get_ref().as_ref() == key)
+            .map(|(_, v)| v)
     }
     /// Tells a problem with a key's value.
     pub fn problem(&self, key: &str, message: impl Into<String>, suggestion: Option<String>) {
@@ -133,8 +167,11 @@ impl<'a, 't> Reader<'a, 't> {
     }
     /// Tells that a key must be there.
     pub fn missing(&self, key: &str) {
-        let doc = keys::of_section(self.section).find(|k| k.name == key).map(|k| k.doc.to_owned());
-        self.problems.add(self.span.clone(), &self.path, format!("{key} is missing"), doc);
+        let doc = keys::of_section(self.section)
+            .find(|k| k.name == key)
+            .map(|k| k.doc.to_owned());
+        self.problems
+            .add(self.span.clone(), &self.path, format!("{key} is missing"), doc);
     }
     fn typed<T>(&self, key: &str, wanted: &str, take: impl Fn(&'a DeValue<'t>) -> Option<T>) -> Option<T> {
         let value = self.value(key)?.get_ref();
@@ -188,14 +225,19 @@ impl<'a, 't> Reader<'a, 't> {
             i64::from_str_radix(&n.as_str().replace('_', ""), n.radix()).ok()
         })?;
         if !range.contains(&number) {
-            self.problem(key, format!("must be from {} to {}", range.start(), range.end()), None);
+            self.problem(
+                key,
+                format!("must be from {} to {}", range.start(), range.end()),
+                None,
+            );
             return None;
         }
         Some(number)
     }
     /// A number that counts something.
     pub fn count(&self, key: &str, least: u32) -> Option<u32> {
-        self.integer(key, i64::from(least)..=1_000_000).and_then(|n| u32::try_from(n).ok())
+        self.integer(key, i64::from(least)..=1_000_000)
+            .and_then(|n| u32::try_from(n).ok())
     }
     /// A duration.
     pub fn duration(&self, key: &str) -> Option<Duration> {
@@ -213,13 +255,19 @@ impl<'a, 't> Reader<'a, 't> {
     pub fn size(&self, key: &str) -> Option<u64> {
         let value = self.value(key)?.get_ref();
         if value.is_integer() {
-            return self.integer(key, 1..=i64::MAX).and_then(|n| u64::try_from(n).ok());
+            return self
+                .integer(key, 1..=i64::MAX)
+                .and_then(|n| u64::try_from(n).ok());
         }
         let text = self.typed(key, "a size, such as \"20 MiB\"", DeValue::as_str)?;
         match text.parse::<bytesize::ByteSize>() {
             Ok(size) if size.as_u64() > 0 => Some(size.as_u64()),
             _ => {
-                self.problem(key, format!("{text:?} is not a size"), Some("write it as 20 MiB or 1 GB".to_owned()));
+                self.problem(
+                    key,
+                    format!("{text:?} is not a size"),
+                    Some("write it as 20 MiB or 1 GB".to_owned()),
+                );
                 None
             }
         }
@@ -227,16 +275,29 @@ impl<'a, 't> Reader<'a, 't> {
     /// A list of texts.
     pub fn texts(&self, key: &str) -> Option<Vec<String>> {
         self.typed(key, "a list of texts", |v| {
-            v.as_array()?.iter().map(|v| v.get_ref().as_str().map(str::to_owned)).collect()
+            v.as_array()?
+                .iter()
+                .map(|v| v.get_ref().as_str().map(str::to_owned))
+                .collect()
         })
     }
     /// A table.
     pub fn table(&self, key: &str, section: &'static str) -> Option<Reader<'a, 't>> {
         let value = self.value(key)?;
         match value.get_ref().as_table() {
-            Some(table) => Some(Reader::new(table, value.span(), self.at(key), section, self.problems)),
+            Some(table) => Some(Reader::new(
+                table,
+                value.span(),
+                self.at(key),
+                section,
+                self.problems,
+            )),
             None => {
-                self.problem(key, format!("must be a table, not {}", describe(value.get_ref())), None);
+                self.problem(
+                    key,
+                    format!("must be a table, not {}", describe(value.get_ref())),
+                    None,
+                );
                 None
             }
         }
@@ -245,7 +306,9 @@ impl<'a, 't> Reader<'a, 't> {
     pub fn tables(&self, key: &str, section: &'static str) -> Vec<Reader<'a, 't>> {
         let list = self.typed(key, "a list of tables", |v| {
             let items = v.as_array()?.iter();
-            items.map(|v| Some((v.get_ref().as_table()?, v.span()))).collect::<Option<Vec<_>>>()
+            items
+                .map(|v| Some((v.get_ref().as_table()?, v.span())))
+                .collect::<Option<Vec<_>>>()
         });
         let path = |n: usize| format!("{}[{n}]", self.at(key));
         list.unwrap_or_default()
@@ -256,7 +319,9 @@ impl<'a, 't> Reader<'a, 't> {
     }
     /// Tables named by the operator.
     pub fn named(&self, key: &str, section: &'static str) -> Vec<(String, Range<usize>, Reader<'a, 't>)> {
-        let Some(value) = self.value(key) else { return Vec::new() };
+        let Some(value) = self.value(key) else {
+            return Vec::new();
+        };
         let Some(table) = value.get_ref().as_table() else {
             self.problem(key, format!("must be tables: [{key}.NAME]"), None);
             return Vec::new();
@@ -269,7 +334,9 @@ impl<'a, 't> Reader<'a, 't> {
                     let reader = Reader::new(inner, value.span(), path, section, self.problems);
                     named.push((name.get_ref().to_string(), name.span(), reader));
                 }
-                None => self.problems.add(value.span(), &path, format!("must be a table: [{path}]"), None),
+                None => self
+                    .problems
+                    .add(value.span(), &path, format!("must be a table: [{path}]"), None),
             }
         }
         named
@@ -279,7 +346,11 @@ impl<'a, 't> Reader<'a, 't> {
         let value = self.value(key)?;
         let how = "write { env = \"NAME\" }, { file = \"/path\" } or { credential = \"name\" }";
         let Some(table) = value.get_ref().as_table() else {
-            self.problem(key, "must be a reference to a secret, not the secret itself", Some(how.to_owned()));
+            self.problem(
+                key,
+                "must be a reference to a secret, not the secret itself",
+                Some(how.to_owned()),
+            );
             return None;
         };
         let fields: Vec<_> = table.iter().collect();
@@ -287,7 +358,11 @@ impl<'a, 't> Reader<'a, 't> {
             self.problem(key, "must name one place of the secret", Some(how.to_owned()));
             return None;
         };
-        let text = text.get_ref().as_str().filter(|t| !t.is_empty()).map(str::to_owned);
+        let text = text
+            .get_ref()
+            .as_str()
+            .filter(|t| !t.is_empty())
+            .map(str::to_owned);
         match (name.get_ref().as_ref(), text) {
             ("env", Some(name)) if is_plain(&name) => Some(SecretRef::Env(name)),
             ("file", Some(path)) => Some(SecretRef::File(path.into())),
@@ -306,7 +381,10 @@ impl<'a, 't> Reader<'a, 't> {
     }
     /// Tells every key that nobody asked for.
     pub fn finish(&self, also: &[&str]) {
-        let known: Vec<&str> = keys::of_section(self.section).map(|k| k.name).chain(also.iter().copied()).collect();
+        let known: Vec<&str> = keys::of_section(self.section)
+            .map(|k| k.name)
+            .chain(also.iter().copied())
+            .collect();
         for (key, _) in self.table.iter() {
             let name = key.get_ref().as_ref();
             if known.contains(&name) {
@@ -323,7 +401,9 @@ impl<'a, 't> Reader<'a, 't> {
 }
 
 fn is_plain(name: &str) -> bool {
-    name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'.') && !name.starts_with('.')
+    name.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'.')
+        && !name.starts_with('.')
 }
 
 fn describe(value: &DeValue<'_>) -> &'static str {

@@ -15,7 +15,10 @@ pub fn schema() -> Value {
         properties.extend(named);
     }
     if let Some(root) = root.as_object_mut() {
-        root.insert("$schema".into(), json!("https://json-schema.org/draft/2020-12/schema"));
+        root.insert(
+            "$schema".into(),
+            json!("https://json-schema.org/draft/2020-12/schema"),
+        );
         root.insert("title".into(), json!("Lifeboat policy"));
     }
     root

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::parse::Lookup;
-use super::{Policy, PocketBasePlace, SecretRef, SourceKind};
+use super::{PocketBasePlace, Policy, SecretRef, SourceKind};
 use crate::error::{Error, Result};
 use crate::secret::SecretText;
 use crate::source::Finding;
@@ -21,8 +21,10 @@ pub fn resolve(reference: &SecretRef, lookup: Lookup<'_>) -> Result<SecretText> 
         SecretRef::Env(name) => match lookup(name) {
             Some(text) if !text.is_empty() => Ok(SecretText::new(text)),
             Some(_) => Err(Error::usage(format!("the environment variable {name} is empty"))),
-            None => Err(Error::usage(format!("the environment variable {name} is not set"))
-                .hint("policies/env.template lists the variables of the policies.")),
+            None => Err(
+                Error::usage(format!("the environment variable {name} is not set"))
+                    .hint("policies/env.template lists the variables of the policies."),
+            ),
         },
         SecretRef::File(path) => read(path),
         SecretRef::Credential(name) => read(&credential(name, lookup)?),
@@ -31,8 +33,10 @@ pub fn resolve(reference: &SecretRef, lookup: Lookup<'_>) -> Result<SecretText> 
 
 fn credential(name: &str, lookup: Lookup<'_>) -> Result<PathBuf> {
     let directory = lookup("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        Error::usage(format!("the credential {name} can not be read: CREDENTIALS_DIRECTORY is not set"))
-            .hint("systemd sets it for units with LoadCredential=; elsewhere use { file = … }.")
+        Error::usage(format!(
+            "the credential {name} can not be read: CREDENTIALS_DIRECTORY is not set"
+        ))
+        .hint("systemd sets it for units with LoadCredential=; elsewhere use { file = … }.")
     })?;
     Ok(Path::new(&directory).join(name))
 }
@@ -45,7 +49,10 @@ fn read(path: &Path) -> Result<SecretText> {
     };
     let size = std::fs::metadata(path).map_err(failed)?.len();
     if size > SECRET_MAX_BYTES {
-        return Err(Error::usage(format!("the secret file {} is too large to be a secret", path.display())));
+        return Err(Error::usage(format!(
+            "the secret file {} is too large to be a secret",
+            path.display()
+        )));
     }
     let mut text = std::fs::read_to_string(path).map_err(failed)?;
     if text.ends_with('\n') {
@@ -55,7 +62,10 @@ fn read(path: &Path) -> Result<SecretText> {
         }
     }
     if text.is_empty() {
-        return Err(Error::usage(format!("the secret file {} is empty", path.display())));
+        return Err(Error::usage(format!(
+            "the secret file {} is empty",
+            path.display()
+        )));
     }
     Ok(SecretText::new(text))
 }
@@ -78,7 +88,10 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
         match &source.kind {
             SourceKind::Postgres(postgres) => all.push((format!("source.{name}.url"), &postgres.url)),
             SourceKind::PocketBase(pocketbase) => {
-                if let PocketBasePlace::Remote { identity, password, .. } = &pocketbase.place {
+                if let PocketBasePlace::Remote {
+                    identity, password, ..
+                } = &pocketbase.place
+                {
                     all.push((format!("source.{name}.superuser.identity"), identity));
                     all.push((format!("source.{name}.superuser.password"), password));
                 }
@@ -95,7 +108,10 @@ pub fn check_all(policy: &Policy, lookup: Lookup<'_>) -> Vec<Finding> {
     let references = references(policy);
     for (key, reference) in &references {
         if let Err(e) = resolve(reference, lookup) {
-            let hint = e.hint_text().unwrap_or("Provide it, or correct the reference in the policy.").to_owned();
+            let hint = e
+                .hint_text()
+                .unwrap_or("Provide it, or correct the reference in the policy.")
+                .to_owned();
             findings.push(Finding::error("secrets", format!("{key}: {}", e.chain()), hint));
         } else if let SecretRef::File(path) = reference
             && std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o077 != 0)
@@ -108,7 +124,10 @@ pub fn check_all(policy: &Policy, lookup: Lookup<'_>) -> Vec<Finding> {
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok("secrets", format!("{} secrets are there", references.len())));
+        findings.push(Finding::ok(
+            "secrets",
+            format!("{} secrets are there", references.len()),
+        ));
     }
     findings
 }
@@ -129,7 +148,11 @@ pub fn require(policy: &Policy, lookup: Lookup<'_>, needed: impl Fn(&str) -> boo
     match missing.as_slice() {
         [] => Ok(()),
         [one] => Err(Error::usage(one.clone()).hint("`backup check` tries every secret of the policy.")),
-        many => Err(Error::usage(format!("{} secrets are missing:\n  {}", many.len(), many.join("\n  ")))
-            .hint("`backup check` tries every secret of the policy.")),
+        many => Err(Error::usage(format!(
+            "{} secrets are missing:\n  {}",
+            many.len(),
+            many.join("\n  ")
+        ))
+        .hint("`backup check` tries every secret of the policy.")),
     }
 }
