@@ -2,6 +2,7 @@
 //! read, what is printed where, and that nothing unfinished is left lying about.
 //!
 //! Each rule is a pure function from a file to what is wrong in it, and is seen failing on a bad sample.
+#![allow(clippy::unwrap_used)]
 
 #[path = "tidy/code.rs"]
 mod code;

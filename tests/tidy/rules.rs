@@ -152,11 +152,10 @@ pub fn arrows(file: &SourceFile) -> Vec<String> {
     let mut used = names_after(&file.code, "crate::");
     // Written as climbing out of the module, it is the same arrow.
     let climb = "super::".repeat(file.depth());
-    let longer = "super::".repeat(file.depth() + 1);
     used.extend(
         names_after(&file.code, &climb)
             .into_iter()
-            .filter(|(_, name)| name != "super" && !longer.is_empty() && layer(name).is_some()),
+            .filter(|(_, name)| layer(name).is_some()),
     );
     used.iter()
         .filter_map(|(line, name)| match layer(name) {
