@@ -352,9 +352,10 @@ fn source(
         Some("skip") => CatchUp::Skip,
         _ => CatchUp::Once,
     };
-    let policy = |kind| SourcePolicy {
-        kind,
-        schedule: schedule(reader, timezone),
+    let schedule = schedule(reader, timezone);
+    let policy = SourcePolicy {
+        kind: SourceKind::Bucket { url: String::new() },
+        schedule,
         timezone,
         follow: reader.duration("follow"),
         retention,
@@ -373,9 +374,8 @@ fn source(
         refresh: reader.duration("refresh"),
         blackout,
     };
-    let policy = kind.map(policy);
     reader.finish(&[]);
-    policy
+    kind.map(|kind| SourcePolicy { kind, ..policy })
 }
 
 fn is_span(text: &str) -> bool {
