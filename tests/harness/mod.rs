@@ -7,6 +7,7 @@
 pub mod guard;
 pub mod pocketbase;
 pub mod postgres;
+pub mod seaweedfs;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
