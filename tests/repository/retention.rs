@@ -1,8 +1,5 @@
 //! Prune, undo and holds over a repository in memory.
 
-#[path = "repository/world.rs"]
-mod world;
-
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -16,7 +13,7 @@ use lifeboat::store::memory::MemoryStore;
 use lifeboat::store::{SharedStore, Store, View};
 use lifeboat::types::RunId;
 
-use world::{Fixture, MapSource, noise};
+use crate::world::{Fixture, MapSource, noise};
 
 async fn in_memory(seed: u64) -> (Fixture, MemoryStore) {
     let mut kept = None;
