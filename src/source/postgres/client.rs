@@ -336,8 +336,9 @@ fn hint(told: &str) -> Option<&'static str> {
             "permission denied",
             "Grant the role pg_read_all_data, or use a superuser; `backup check` names what can not be read.",
         ),
+        // pg_dump waits for its locks under a statement timeout.
         (
-            "lock timeout",
+            "statement timeout",
             "Another session holds a lock on a table for long; run again when it is done.",
         ),
         (

@@ -362,9 +362,18 @@ impl Draft {
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
-    task: JoinHandle<()>,
+    task: AbortOnDrop,
     shown: String,
     tls: TlsForCancel,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 struct TlsForCancel(Option<tokio_postgres_rustls::MakeRustlsConnect>);
@@ -393,9 +402,22 @@ impl Session {
         });
         Self {
             client,
-            task,
+            task: AbortOnDrop(task),
             shown: address.shown(),
             tls: TlsForCancel(tls),
+        }
+    }
+
+    /// Ends the session and waits until the server was told, so that nothing of it is in the way afterwards.
+    pub(crate) async fn close(self) {
+        let Self { client, mut task, .. } = self;
+        drop(client);
+        // One that does not end by itself is cut.
+        if tokio::time::timeout(Duration::from_secs(5), &mut task.0)
+            .await
+            .is_err()
+        {
+            tracing::debug!("a Postgres session did not end by itself");
         }
     }
 
@@ -538,12 +560,6 @@ impl Deref for Session {
     type Target = Client;
     fn deref(&self) -> &Client {
         &self.client
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

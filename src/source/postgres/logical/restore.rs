@@ -80,6 +80,7 @@ impl Restorer for LogicalRestorer {
                 let mut work =
                     Work::begin(context, content, address, options, self.client_dir.as_deref()).await?;
                 work.carry_out(content).await?;
+                work.server.close().await;
                 Ok(work.restored)
             }
             Target::Bucket(_) => Err(wrong_target()),
@@ -289,6 +290,7 @@ impl<'a> Work<'a> {
             let session = address.connect().await?;
             let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(schema));
             session.run("create the table's schema", &sql).await?;
+            session.close().await;
         }
         let cancel = &self.context.cancel;
         let (child, _, stdin) = client::start(
@@ -358,6 +360,7 @@ impl<'a> Work<'a> {
             ));
         }
         prepare::unmark(&session).await?;
+        session.close().await;
         Ok(compared)
     }
 }

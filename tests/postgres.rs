@@ -1,0 +1,12 @@
+//! The logical Postgres source against real servers: what it captures comes back, and what goes wrong is told.
+
+mod harness;
+
+#[path = "postgres/failures.rs"]
+mod failures;
+#[path = "postgres/journey.rs"]
+mod journey;
+#[path = "postgres/support.rs"]
+mod support;
+#[path = "postgres/targets.rs"]
+mod targets;
