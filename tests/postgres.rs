@@ -10,3 +10,5 @@ mod journey;
 mod support;
 #[path = "postgres/targets.rs"]
 mod targets;
+#[path = "postgres/tls.rs"]
+mod tls;

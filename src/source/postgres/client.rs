@@ -312,7 +312,7 @@ impl Running {
         if !told.is_empty() {
             error = error.because(told.clone());
         }
-        Err(match hint(&told) {
+        Err(match hint(self.name, &told) {
             Some(text) => error.hint(text),
             None => error,
         })
@@ -326,7 +326,10 @@ impl Drop for Running {
     }
 }
 
-fn hint(told: &str) -> Option<&'static str> {
+fn hint(name: &str, told: &str) -> Option<&'static str> {
+    if name == "pg_restore" && (told.contains("permission denied") || told.contains("must be ")) {
+        return Some("Restore as a superuser, or as a member of the roles that own the objects.");
+    }
     let table = [
         (
             "server version mismatch",

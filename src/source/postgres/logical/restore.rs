@@ -353,7 +353,7 @@ impl<'a> Work<'a> {
         }
         if item.created && self.table.is_none() {
             prepare::properties(&self.server, &item.name, &item.recorded).await?;
-        } else if !item.recorded.settings.is_empty() && self.table.is_none() {
+        } else if item.recorded.has_properties() && self.table.is_none() {
             compared.warnings.push(format!(
                 "database {:?} was there before: its owner, privileges and settings were left as they are",
                 item.name
