@@ -1,4 +1,5 @@
 //! The logical Postgres source against real servers: what it captures comes back, and what goes wrong is told.
+#![allow(clippy::unwrap_used, reason = "a test that can not go on fails")]
 
 mod harness;
 

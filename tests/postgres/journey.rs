@@ -78,6 +78,16 @@ async fn every_version_comes_back_whole() {
             ),
             "0"
         );
+        let newest = PostgresServer::newest();
+        let moved = format!("{name} from {major}");
+        let restored = restore(newest, &point, target(url(newest, &moved)))
+            .await
+            .unwrap();
+        assert_eq!(
+            restored.differences,
+            Vec::<String>::new(),
+            "{major} to the newest"
+        );
         let facts = point.json("facts.json");
         let relations = facts["databases"][0]["relations"].as_array().unwrap();
         let rows = |name: &str| relations.iter().find(|r| r["name"] == name).unwrap()["rows"].clone();
@@ -227,6 +237,38 @@ async fn roles_owners_grants_and_settings_move_to_another_server() {
     assert_eq!(restored.differences, Vec::<String>::new());
     let extensions = "select string_agg(extname || extversion, ',' order by extname) from pg_extension";
     assert_eq!(from.psql("two", extensions), from.psql("moved", extensions));
+}
+
+/// As on a managed server: the role owns its database and may make more, and nothing else.
+#[tokio::test]
+async fn an_ordinary_role_backs_up_and_restores_its_own() {
+    let server = PostgresServer::newest();
+    let role = format!("plain_{}", random_hex(4));
+    server.psql(
+        "postgres",
+        &format!("create role {role} login createdb password 'pw'"),
+    );
+    server.psql("postgres", &format!("create database {role} owner {role}"));
+    let sql = "create table t (id serial primary key, x text); insert into t (x) select n::text from generate_series(1, 9) n; \
+               create schema s; create function s.f() returns int language sql as 'select 1'; select lo_from_bytea(0, 'ab')";
+    server.psql(&role, &format!("set role {role}; {sql}"));
+    let own = |database: &str| crate::support::url_as(server, &role, "pw", database);
+    let point = capture(&source_at(server, own(&role))).await.unwrap();
+    assert!(
+        point.captured.warnings.iter().any(|w| w.contains("passwords")),
+        "{:?}",
+        point.captured.warnings
+    );
+    let back = format!("{role}_back");
+    let restored = restore(server, &point, target(own(&back))).await.unwrap();
+    assert_eq!(restored.differences, Vec::<String>::new());
+    assert_eq!(
+        server.psql(
+            &back,
+            "select count(*), max(tableowner) from t, pg_tables where tablename = 't'"
+        ),
+        format!("9|{role}")
+    );
 }
 
 #[tokio::test]

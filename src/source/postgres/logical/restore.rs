@@ -145,6 +145,8 @@ struct Item {
     name: String,
     state: State,
     created: bool,
+    /// The marker stands in it.
+    marked: bool,
     done: bool,
 }
 
@@ -196,6 +198,7 @@ impl<'a> Work<'a> {
                 name,
                 state,
                 created: false,
+                marked: false,
                 done: false,
             };
             items.insert(item.recorded.unit.clone(), item);
@@ -223,13 +226,19 @@ impl<'a> Work<'a> {
     async fn carry_out(&mut self, content: &mut dyn PointContent) -> Result<()> {
         let mut facts: Option<Facts> = None;
         while let Some(unit) = content.next().await? {
+            if self.context.cancel.is_cancelled() {
+                return Err(interrupted());
+            }
             if unit.name.as_str() == FACTS_UNIT {
                 facts = Some(decode(FACTS_UNIT, &read_document(content, &unit).await?)?);
             } else if let Some(mut item) = self.items.remove(unit.name.as_str()) {
                 let result = self.database(&mut item, &unit, content).await;
-                let name = item.name.clone();
+                let (name, marked) = (item.name.clone(), item.marked);
                 self.items.insert(unit.name.to_string(), item);
-                result.map_err(|e| left_incomplete(&e, &name))?;
+                result.map_err(|e| match marked {
+                    true => left_incomplete(&e, &name),
+                    false => e.while_doing(format_args!("database {name:?}")),
+                })?;
             }
         }
         if let Some(item) = self.items.values().find(|i| !i.done) {
@@ -275,6 +284,7 @@ impl<'a> Work<'a> {
             &mut self.restored.warnings,
         )
         .await?;
+        item.marked = true;
         let mut arguments = vec![
             "--format=custom".to_owned(),
             "--exit-on-error".to_owned(),
