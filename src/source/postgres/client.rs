@@ -312,7 +312,7 @@ impl Running {
         if !told.is_empty() {
             error = error.because(told.clone());
         }
-        Err(match hint(&told) {
+        Err(match hint(self.name, &told) {
             Some(text) => error.hint(text),
             None => error,
         })
@@ -326,7 +326,10 @@ impl Drop for Running {
     }
 }
 
-fn hint(told: &str) -> Option<&'static str> {
+fn hint(name: &str, told: &str) -> Option<&'static str> {
+    if name == "pg_restore" && (told.contains("permission denied") || told.contains("must be ")) {
+        return Some("Restore as a superuser, or as a member of the roles that own the objects.");
+    }
     let table = [
         (
             "server version mismatch",
@@ -336,8 +339,9 @@ fn hint(told: &str) -> Option<&'static str> {
             "permission denied",
             "Grant the role pg_read_all_data, or use a superuser; `backup check` names what can not be read.",
         ),
+        // pg_dump waits for its locks under a statement timeout.
         (
-            "lock timeout",
+            "statement timeout",
             "Another session holds a lock on a table for long; run again when it is done.",
         ),
         (

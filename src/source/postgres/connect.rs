@@ -98,12 +98,16 @@ impl Address {
             ("PGUSER", self.user.clone()),
             ("PGAPPNAME", "lifeboat".into()),
             ("PGCONNECT_TIMEOUT", CONNECT_LIMIT.as_secs().to_string()),
-            ("PGSSLMODE", self.ssl_mode.name().into()),
+            ("PGSSLMODE", self.effective_mode().name().into()),
         ];
         let path = |p: &PathBuf| p.to_string_lossy().into_owned();
-        if let Some(root) = &self.root_certificate {
-            list.push(("PGSSLROOTCERT", path(root)));
-        }
+        // Without one, no program may find another in the user's home: the URL alone decides.
+        let root = self
+            .root_certificate
+            .as_ref()
+            .map_or_else(|| "/nonexistent/root.crt".into(), path);
+        list.push(("PGSSLROOTCERT", root));
+        list.push(("PGGSSENCMODE", "disable".into()));
         if let Some((certificate, key)) = &self.client_certificate {
             list.push(("PGSSLCERT", path(certificate)));
             list.push(("PGSSLKEY", path(key)));
@@ -147,8 +151,7 @@ impl Address {
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             _ => tokio_postgres::config::SslMode::Require,
         });
-        // There is no TLS over Unix sockets, whatever the mode: libpq does the same.
-        let plain = self.ssl_mode == SslMode::Disable || self.host.starts_with('/');
+        let plain = self.effective_mode() == SslMode::Disable;
         let connecting = async {
             if plain {
                 config.ssl_mode(tokio_postgres::config::SslMode::Disable);
@@ -169,6 +172,15 @@ impl Address {
             .map_err(|_| self.unreachable("it does not answer"))??;
         session.set_up().await?;
         Ok(session)
+    }
+
+    /// There is no TLS over Unix sockets, whatever the mode: libpq does the same.
+    fn effective_mode(&self) -> SslMode {
+        if self.host.starts_with('/') {
+            SslMode::Disable
+        } else {
+            self.ssl_mode
+        }
     }
 
     fn unreachable(&self, why: impl Into<String>) -> Error {
@@ -362,9 +374,18 @@ impl Draft {
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
-    task: JoinHandle<()>,
+    task: AbortOnDrop,
     shown: String,
     tls: TlsForCancel,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 struct TlsForCancel(Option<tokio_postgres_rustls::MakeRustlsConnect>);
@@ -393,9 +414,22 @@ impl Session {
         });
         Self {
             client,
-            task,
+            task: AbortOnDrop(task),
             shown: address.shown(),
             tls: TlsForCancel(tls),
+        }
+    }
+
+    /// Ends the session and waits until the server was told, so that nothing of it is in the way afterwards.
+    pub(crate) async fn close(self) {
+        let Self { client, mut task, .. } = self;
+        drop(client);
+        // One that does not end by itself is cut.
+        if tokio::time::timeout(Duration::from_secs(5), &mut task.0)
+            .await
+            .is_err()
+        {
+            tracing::debug!("a Postgres session did not end by itself");
         }
     }
 
@@ -538,12 +572,6 @@ impl Deref for Session {
     type Target = Client;
     fn deref(&self) -> &Client {
         &self.client
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -246,6 +246,16 @@ pub(crate) struct Extension {
     pub(crate) version: String,
 }
 
+impl Database {
+    /// Whether there is anything beside the owner that a database made by hand lacks.
+    pub(crate) fn has_properties(&self) -> bool {
+        !self.settings.is_empty()
+            || self.grants.is_some()
+            || self.comment.is_some()
+            || self.connection_limit != -1
+    }
+}
+
 impl Cluster {
     pub(crate) const FORMAT: u32 = FORMAT;
 }

@@ -229,6 +229,18 @@ impl LogicalCapture {
         Ok(Box::new(stdout.ok_or_else(gone)?))
     }
 
+    /// Facts that can not be read end the snapshot, and a dump that begins after that says only so: the facts' error
+    /// is the one to tell.
+    async fn cause_of(&mut self, dump: Error) -> Error {
+        let counting = self
+            .counting
+            .take_if(|c| c.is_finished() && dump.chain().contains("snapshot"));
+        match counting {
+            Some(counting) => AbortOnDrop(counting).join().await.err().unwrap_or(dump),
+            None => dump,
+        }
+    }
+
     /// The dump has ended well: takes its facts over and lets its snapshot go.
     async fn end_dump(&mut self, n: usize) -> Result<()> {
         let counting = self.counting.take().ok_or_else(gone)?;
@@ -244,6 +256,9 @@ impl LogicalCapture {
             }
         }
         self.facts.databases.push(facts);
+        if let Some(session) = Arc::into_inner(held.session) {
+            session.close().await;
+        }
         Ok(())
     }
 }
@@ -404,10 +419,16 @@ impl Capture for LogicalCapture {
                 Some(Step::Dump(n)) => self.cluster.databases.get(n).map(|d| d.name.clone()),
                 _ => None,
             };
-            let told = child.finish().await.map_err(|e| match &doing {
-                Some(name) => e.while_doing(format_args!("database {name:?}")),
-                None => e.while_doing(GLOBALS_UNIT),
-            })?;
+            let told = match child.finish().await {
+                Ok(told) => told,
+                Err(e) => {
+                    let e = self.cause_of(e).await;
+                    return Err(match &doing {
+                        Some(name) => e.while_doing(format_args!("database {name:?}")),
+                        None => e.while_doing(GLOBALS_UNIT),
+                    });
+                }
+            };
             self.warnings.extend(told.into_iter().map(|line| match &doing {
                 Some(name) => format!("database {name:?}: {line}"),
                 None => line,

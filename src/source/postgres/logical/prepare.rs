@@ -75,6 +75,12 @@ pub(super) async fn examine(
         return Ok(State::Absent);
     }
     let session = address.with_database(name).connect().await?;
+    let state = state_of(context, &session, name).await;
+    session.close().await;
+    state
+}
+
+async fn state_of(context: &Context, session: &Session, name: &str) -> Result<State> {
     let sql = "SELECT coalesce(obj_description(oid, 'pg_namespace'), '') FROM pg_catalog.pg_namespace \
                WHERE nspname = $1";
     let rows = session.rows("look for a marker", sql, &[&MARKER_SCHEMA]).await?;
@@ -97,7 +103,7 @@ pub(super) async fn examine(
         ))
         .hint(hint));
     }
-    let found = in_the_way(&session).await?;
+    let found = in_the_way(session).await?;
     if found.is_empty() {
         return Ok(State::Empty);
     }
@@ -342,6 +348,7 @@ pub(super) async fn database(
             empty(&session, marker)
                 .await
                 .map_err(|e| e.hint("Empty the database by hand, or give another target."))?;
+            session.close().await;
             false
         }
     };
@@ -357,6 +364,7 @@ pub(super) async fn database(
     }
     let session = address.with_database(name).connect().await?;
     mark(context, &session, created).await?;
+    session.close().await;
     Ok(created)
 }
 

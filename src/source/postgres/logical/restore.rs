@@ -80,6 +80,7 @@ impl Restorer for LogicalRestorer {
                 let mut work =
                     Work::begin(context, content, address, options, self.client_dir.as_deref()).await?;
                 work.carry_out(content).await?;
+                work.server.close().await;
                 Ok(work.restored)
             }
             Target::Bucket(_) => Err(wrong_target()),
@@ -144,6 +145,8 @@ struct Item {
     name: String,
     state: State,
     created: bool,
+    /// The marker stands in it.
+    marked: bool,
     done: bool,
 }
 
@@ -195,6 +198,7 @@ impl<'a> Work<'a> {
                 name,
                 state,
                 created: false,
+                marked: false,
                 done: false,
             };
             items.insert(item.recorded.unit.clone(), item);
@@ -222,13 +226,19 @@ impl<'a> Work<'a> {
     async fn carry_out(&mut self, content: &mut dyn PointContent) -> Result<()> {
         let mut facts: Option<Facts> = None;
         while let Some(unit) = content.next().await? {
+            if self.context.cancel.is_cancelled() {
+                return Err(interrupted());
+            }
             if unit.name.as_str() == FACTS_UNIT {
                 facts = Some(decode(FACTS_UNIT, &read_document(content, &unit).await?)?);
             } else if let Some(mut item) = self.items.remove(unit.name.as_str()) {
                 let result = self.database(&mut item, &unit, content).await;
-                let name = item.name.clone();
+                let (name, marked) = (item.name.clone(), item.marked);
                 self.items.insert(unit.name.to_string(), item);
-                result.map_err(|e| left_incomplete(&e, &name))?;
+                result.map_err(|e| match marked {
+                    true => left_incomplete(&e, &name),
+                    false => e.while_doing(format_args!("database {name:?}")),
+                })?;
             }
         }
         if let Some(item) = self.items.values().find(|i| !i.done) {
@@ -274,6 +284,7 @@ impl<'a> Work<'a> {
             &mut self.restored.warnings,
         )
         .await?;
+        item.marked = true;
         let mut arguments = vec![
             "--format=custom".to_owned(),
             "--exit-on-error".to_owned(),
@@ -289,6 +300,7 @@ impl<'a> Work<'a> {
             let session = address.connect().await?;
             let sql = format!("CREATE SCHEMA IF NOT EXISTS {}", ident(schema));
             session.run("create the table's schema", &sql).await?;
+            session.close().await;
         }
         let cancel = &self.context.cancel;
         let (child, _, stdin) = client::start(
@@ -351,13 +363,14 @@ impl<'a> Work<'a> {
         }
         if item.created && self.table.is_none() {
             prepare::properties(&self.server, &item.name, &item.recorded).await?;
-        } else if !item.recorded.settings.is_empty() && self.table.is_none() {
+        } else if item.recorded.has_properties() && self.table.is_none() {
             compared.warnings.push(format!(
                 "database {:?} was there before: its owner, privileges and settings were left as they are",
                 item.name
             ));
         }
         prepare::unmark(&session).await?;
+        session.close().await;
         Ok(compared)
     }
 }
