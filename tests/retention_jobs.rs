@@ -27,7 +27,10 @@ async fn in_memory(seed: u64) -> (Fixture, MemoryStore) {
     })
     .await;
     // Nothing is kept but the newest two.
-    fixture.set_retention(RetentionRules { daily: 1, ..RetentionRules::default() });
+    fixture.set_retention(RetentionRules {
+        daily: 1,
+        ..RetentionRules::default()
+    });
     (fixture, kept.unwrap())
 }
 
@@ -53,7 +56,13 @@ fn runs(report: &PruneReport) -> (Vec<RunId>, Vec<RunId>, Vec<RunId>) {
 }
 
 async fn exists(fixture: &Fixture, run: RunId) -> bool {
-    fixture.repository().await.commit(&fixture.source, run).await.unwrap().is_some()
+    fixture
+        .repository()
+        .await
+        .commit(&fixture.source, run)
+        .await
+        .unwrap()
+        .is_some()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,18 +101,31 @@ async fn sweep_waits_for_the_grace_and_leaves_what_others_draw_on() {
     }
     // The kept points draw on the first run's pack: it stays, with its digests and its tombstone.
     let first = layout::run_prefix(&fixture.source, points[0].0);
-    let left: Vec<_> = store.keys().into_iter().filter(|k| k.as_str().starts_with(&first)).collect();
+    let left: Vec<_> = store
+        .keys()
+        .into_iter()
+        .filter(|k| k.as_str().starts_with(&first))
+        .collect();
     assert!(left.contains(&layout::pack(&fixture.source, points[0].0, 0)));
     assert!(left.contains(&layout::run_object(&fixture.source, points[0].0, layout::SUMS)));
-    assert!(store.keys().contains(&layout::tombstone(&fixture.source, points[0].0)));
+    assert!(
+        store
+            .keys()
+            .contains(&layout::tombstone(&fixture.source, points[0].0))
+    );
     for (run, source) in &points[3..] {
         fixture.assert_restores(*run, source).await;
     }
     // And a further run on top of it all still works, and verifies.
     let taken = fixture.run(&points[4].1).await.unwrap();
     fixture.assert_restores(taken.commit.run, &points[4].1).await;
-    let report = lifeboat::jobs::verify::verify(&fixture.session, None, None, false).await.unwrap();
-    assert!(report.damaged.is_empty() && report.missing.is_empty(), "{report:?}");
+    let report = lifeboat::jobs::verify::verify(&fixture.session, None, None, false)
+        .await
+        .unwrap();
+    assert!(
+        report.damaged.is_empty() && report.missing.is_empty(),
+        "{report:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +159,9 @@ async fn undo_brings_a_point_back_until_its_grace_is_nearly_over() {
     let undone = prune::undo(&fixture.session, points[0].0).await.unwrap();
     assert_eq!(undone.run, points[0].0);
     fixture.assert_restores(points[0].0, &points[0].1).await;
-    fixture.clock.advance(TimeDelta::hours(71) + TimeDelta::minutes(30));
+    fixture
+        .clock
+        .advance(TimeDelta::hours(71) + TimeDelta::minutes(30));
     let error = prune::undo(&fixture.session, points[1].0).await.unwrap_err();
     assert!(error.message().contains("grace"), "{error:?}");
     let error = prune::undo(&fixture.session, points[3].0).await.unwrap_err();
@@ -148,7 +172,9 @@ async fn undo_brings_a_point_back_until_its_grace_is_nearly_over() {
 async fn a_held_point_stays_whatever_retention_says() {
     let (fixture, _) = in_memory(5).await;
     let points = points(&fixture, 4).await;
-    hold::add(&fixture.session, points[0].0, "auditor", "case 17").await.unwrap();
+    hold::add(&fixture.session, points[0].0, "auditor", "case 17")
+        .await
+        .unwrap();
     for _ in 0..3 {
         prune::prune(&fixture.session, false).await.unwrap();
         fixture.clock.advance(TimeDelta::hours(80));
@@ -157,7 +183,13 @@ async fn a_held_point_stays_whatever_retention_says() {
     assert!(!exists(&fixture, points[1].0).await);
     let holds = hold::list(&fixture.session).await.unwrap().holds;
     assert_eq!((holds.len(), holds[0].why.as_str()), (1, "case 17"));
-    assert_eq!(hold::add(&fixture.session, points[0].0, "x", "y").await.unwrap_err().kind(), Kind::Usage);
+    assert_eq!(
+        hold::add(&fixture.session, points[0].0, "x", "y")
+            .await
+            .unwrap_err()
+            .kind(),
+        Kind::Usage
+    );
     hold::remove(&fixture.session, points[0].0).await.unwrap();
     for _ in 0..2 {
         prune::prune(&fixture.session, false).await.unwrap();
@@ -180,7 +212,14 @@ async fn a_hold_over_a_tombstone_stops_the_sweep() {
         why: "y".into(),
     };
     let bytes = serde_json::to_vec(&held).unwrap();
-    store.put(&layout::hold(&fixture.source, points[0].0), bytes.into(), Default::default()).await.unwrap();
+    store
+        .put(
+            &layout::hold(&fixture.source, points[0].0),
+            bytes.into(),
+            Default::default(),
+        )
+        .await
+        .unwrap();
     fixture.clock.advance(TimeDelta::hours(74));
     prune::prune(&fixture.session, false).await.unwrap();
     fixture.assert_restores(points[0].0, &points[0].1).await;
@@ -193,7 +232,10 @@ async fn a_policy_that_keeps_a_buried_point_does_not_sweep_it() {
     let points = points(&fixture, 4).await;
     prune::prune(&fixture.session, false).await.unwrap();
     fixture.clock.advance(TimeDelta::hours(74));
-    fixture.set_retention(RetentionRules { daily: 30, ..RetentionRules::default() });
+    fixture.set_retention(RetentionRules {
+        daily: 30,
+        ..RetentionRules::default()
+    });
     let report = prune::prune(&fixture.session, false).await.unwrap();
     assert!(report.sweep.is_empty());
     assert!(!report.warnings.is_empty());
@@ -208,8 +250,22 @@ async fn a_forged_tombstone_and_a_copied_commit_do_no_harm() {
     let points = points(&fixture, 4).await;
     // A tombstone of another run, copied over the newest point's key.
     prune::prune(&fixture.session, false).await.unwrap();
-    let other = store.get(&layout::tombstone(&fixture.source, points[0].0), None, View::Current).await.unwrap();
-    store.put(&layout::tombstone(&fixture.source, points[3].0), other, Default::default()).await.unwrap();
+    let other = store
+        .get(
+            &layout::tombstone(&fixture.source, points[0].0),
+            None,
+            View::Current,
+        )
+        .await
+        .unwrap();
+    store
+        .put(
+            &layout::tombstone(&fixture.source, points[3].0),
+            other,
+            Default::default(),
+        )
+        .await
+        .unwrap();
     fixture.clock.advance(TimeDelta::hours(74));
     let _ = prune::prune(&fixture.session, false).await;
     fixture.assert_restores(points[3].0, &points[3].1).await;
@@ -219,13 +275,16 @@ async fn a_forged_tombstone_and_a_copied_commit_do_no_harm() {
 async fn orphans_go_after_a_week_and_no_earlier() {
     let (fixture, store) = in_memory(9).await;
     let points = points(&fixture, 2).await;
-    let mut failing = MapSource::default().with("a", Cut::Whole, noise(20 << 20, 5)).with("b", Cut::Whole, vec![1]);
+    let mut failing = MapSource::default()
+        .with("a", Cut::Whole, noise(20 << 20, 5))
+        .with("b", Cut::Whole, vec![1]);
     failing.fail_at = Some("b".into());
     fixture.run(&failing).await.unwrap_err();
     let orphans = |store: &MemoryStore| {
         let known = [points[0].0, points[1].0].map(|r| r.to_string());
         let runs = store.keys().into_iter().filter(|k| k.as_str().contains("/runs/"));
-        runs.filter(|k| !known.iter().any(|r| k.as_str().contains(r))).count()
+        runs.filter(|k| !known.iter().any(|r| k.as_str().contains(r)))
+            .count()
     };
     assert!(orphans(&store) > 0);
     fixture.clock.advance(TimeDelta::days(6));
