@@ -4,6 +4,7 @@
 //! `source` → `store`, `state`, `policy` → the pure modules and types. `tests/tidy.rs` holds the arrows.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
 pub mod error;
 pub mod jobs;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `backup`: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    lifeboat::cli::main()
+}

@@ -160,7 +160,7 @@ async fn journey(store: Store) {
         &["restore", "app", "--at", "latest", "--dry-run"],
     ] {
         let said = harness::run(site.backup(&["--json"]).args(command));
-        assert_eq!(said.code, Some(2), "{command:?}: {}", said.stdout);
+        assert_eq!(said.code, 2, "{command:?}: {}", said.stdout);
         assert!(said.stdout.contains("belongs to environment"), "{}", said.stdout);
     }
 }

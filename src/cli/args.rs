@@ -1,0 +1,401 @@
+//! The arguments: a contract, since scripts and runbooks depend on them (DESIGN, section 7).
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::{Error, Result};
+use crate::types::{RunId, SourceName};
+
+/// Told below `backup --help`: the exit codes and our environment variables, each once.
+const AFTER_HELP: &str = "\
+Example:
+  backup restore orders --at 'yesterday 14:00' --to postgres://restorer@db2/orders
+
+WHEN: RFC 3339; YYYY-MM-DD HH:MM[:SS] in the policy's zone; '2 hours ago'; 'yesterday 14:00'; latest
+
+Exit codes:
+  0    done
+  1    failed (none done; status: an objective is missed)
+  2    usage or policy
+  3    at least one source done and at least one not
+  10   no repository
+  11   this source is being run by this state directory
+  12   no identity opens it
+  20   the target instant can not be restored
+  21   damaged or missing objects
+  130  interrupted
+
+Environment:
+  LIFEBOAT_POLICY           the policy file, where --policy is not given
+  LIFEBOAT_STATE            the state directory, where the policy gives none
+  LIFEBOAT_LOG              what is logged: a level, or filters such as lifeboat=debug
+  LIFEBOAT_DEMO_POSTGRES_BIN, LIFEBOAT_DEMO_POCKETBASE
+                            what `backup demo` runs: a directory of programs, a program";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "backup",
+    version,
+    about = "Backs up databases and object storage, and proves it by restoring",
+    after_help = AFTER_HELP,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// The policy file [default: $LIFEBOAT_POLICY, ./policy.toml, /etc/lifeboat/policy.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// One JSON document on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no notes: results, warnings and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Logs more; twice: everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// How logs are written to standard error
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the whole story on throwaway data, each command as it runs
+    Demo(DemoArgs),
+    /// Make the repository (and a key pair)
+    Init(InitArgs),
+    /// Try policy, secrets, access, store and sources; show the next runs
+    #[command(after_help = "Example:\n  backup check --policy policies/production.toml")]
+    Check,
+    /// Take recovery points now
+    Run(RunArgs),
+    /// Show recovery points and recovery windows, or all of one run
+    List(ListArgs),
+    /// Restore a source, or all of them, as of an instant
+    Restore(Box<RestoreArgs>),
+    /// Compare the stored objects with what was written
+    Verify(VerifyArgs),
+    /// Expire and remove what retention does not keep
+    Prune(PruneArgs),
+    /// Keep a recovery point whatever retention says
+    Hold(HoldArgs),
+    /// One sentence, then a line for each source
+    #[command(
+        after_help = "Example:\n  backup status || mail -s 'backups need a look' ops@example.com </dev/null"
+    )]
+    Status,
+    /// Make age key pairs, show and renew the repository's generations
+    Key(KeyArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a directory
+    Man(ManArgs),
+}
+
+/// `demo`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  backup demo\n\nIt runs a PostgreSQL and a PocketBase of its own, found in this order: the environment variables\nLIFEBOAT_DEMO_POSTGRES_BIN and LIFEBOAT_DEMO_POCKETBASE, ./.services, /usr/lib/postgresql, PATH."
+)]
+pub struct DemoArgs {
+    /// Leave the directory with the repository and the restored data
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `init`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup init --generate-identity recovery.key")]
+pub struct InitArgs {
+    /// Make a key pair first, if FILE is not there: the identity goes there (0600) and is never shown
+    #[arg(long, value_name = "FILE")]
+    pub generate_identity: Option<PathBuf>,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup run orders app")]
+pub struct RunArgs {
+    /// Which sources [default: all of the policy]
+    #[arg(value_name = "SOURCE")]
+    pub sources: Vec<String>,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup list orders\n  backup list 01K9ZB3T7Q8M4V6W2X1Y0ZABCD")]
+pub struct ListArgs {
+    /// A source, or a run (26 characters) [default: every source]
+    #[arg(value_name = "SOURCE|RUN")]
+    pub what: Option<String>,
+}
+
+/// `restore`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\nTARGET: a new or empty directory, a postgres:// URL, an s3:// URL; env:NAME or file:PATH where one stands\n(a password belongs there, not on the command line). With --all: one directory, or SOURCE=TARGET once per source.",
+    group = ArgGroup::new("which").args(["source", "all"]).required(true),
+    group = ArgGroup::new("moment").args(["at", "at_lsn", "at_xid", "at_name", "at_point"]).required(true),
+)]
+pub struct RestoreArgs {
+    /// The source
+    #[arg(value_name = "SOURCE")]
+    pub source: Option<SourceName>,
+    /// Every source, to one instant
+    #[arg(long, conflicts_with_all = ["at_lsn", "at_xid", "at_name", "at_point", "only_database", "only_table", "timeline"])]
+    pub all: bool,
+    /// The instant, on the source's own clock (with --all: on the store's clock)
+    #[arg(long, value_name = "WHEN")]
+    pub at: Option<String>,
+    /// A position in the log
+    #[arg(long, value_name = "LSN")]
+    pub at_lsn: Option<String>,
+    /// A transaction of the log
+    #[arg(long, value_name = "XID")]
+    pub at_xid: Option<String>,
+    /// A restore point named in the log
+    #[arg(long, value_name = "NAME")]
+    pub at_name: Option<String>,
+    /// This recovery point
+    #[arg(long, value_name = "RUN")]
+    pub at_point: Option<RunId>,
+    /// Where to: see below
+    #[arg(long, value_name = "[SOURCE=]TARGET")]
+    pub to: Vec<OsString>,
+    /// Show what would be restored; nothing is written
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Reuse what is in the target
+    #[arg(long)]
+    pub reuse: bool,
+    /// Accept a recovery point that is up to D (15m, 2h, 1day) before the instant
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub max_gap: Option<Duration>,
+    /// Answer every question with yes
+    #[arg(long)]
+    pub yes: bool,
+    /// Only this database
+    #[arg(long, value_name = "D")]
+    pub only_database: Option<String>,
+    /// Only this table
+    #[arg(long, value_name = "T")]
+    pub only_table: Option<String>,
+    /// Read the first version of every object, whatever was laid over it
+    #[arg(long)]
+    pub versions: bool,
+    /// Restore without a policy, from the repository at URL
+    #[arg(long, value_name = "URL", conflicts_with = "policy")]
+    pub repository: Option<String>,
+    /// The age identity, instead of the policy's
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// The timeline to follow
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<u32>,
+    /// Leave a physical copy as it is, without recovery
+    #[arg(long)]
+    pub no_recover: bool,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  backup verify --sample 10%\n  backup verify orders --content --identity recovery.key"
+)]
+pub struct VerifyArgs {
+    /// Only this source
+    #[arg(value_name = "SOURCE")]
+    pub source: Option<SourceName>,
+    /// So many percent of the objects only
+    #[arg(long, value_name = "N%", value_parser = percent)]
+    pub sample: Option<u8>,
+    /// Decrypt and decode as well
+    #[arg(long)]
+    pub content: bool,
+    /// The age identity, instead of the policy's
+    #[arg(long, value_name = "FILE", requires = "content")]
+    pub identity: Option<PathBuf>,
+}
+
+/// `prune`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup prune --dry-run")]
+pub struct PruneArgs {
+    /// Show what would go and what stays; nothing is changed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Bring an expired recovery point back
+    #[arg(long, value_name = "RUN", conflicts_with = "dry_run")]
+    pub undo: Option<RunId>,
+}
+
+/// `hold`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup hold add 01K9ZB3T7Q8M4V6W2X1Y0ZABCD --why 'audit of 2026'")]
+pub struct HoldArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: HoldAction,
+}
+
+/// What to do with a hold.
+#[derive(Debug, Subcommand)]
+pub enum HoldAction {
+    /// Keep a recovery point
+    #[command(after_help = "Example:\n  backup hold add 01K9ZB3T7Q8M4V6W2X1Y0ZABCD --why 'audit of 2026'")]
+    Add {
+        /// The run
+        run: RunId,
+        /// Why; it is kept with the hold
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+    },
+    /// End a hold
+    #[command(after_help = "Example:\n  backup hold remove 01K9ZB3T7Q8M4V6W2X1Y0ZABCD")]
+    Remove {
+        /// The run
+        run: RunId,
+    },
+    /// Show the holds
+    #[command(after_help = "Example:\n  backup hold list")]
+    List {
+        /// Only that of this run
+        run: Option<RunId>,
+    },
+}
+
+/// `key`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup key generate recovery.key")]
+pub struct KeyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyAction {
+    /// Make an age key pair: the identity goes to FILE (0600), the recipient is printed
+    #[command(after_help = "Example:\n  backup key generate recovery.key")]
+    Generate {
+        /// A new file
+        file: PathBuf,
+    },
+    /// Show the repository's generations
+    #[command(after_help = "Example:\n  backup key list --identity recovery.key")]
+    List {
+        /// The age identity, instead of the policy's
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+    },
+    /// Begin a new generation now
+    #[command(after_help = "Example:\n  backup key rotate --yes")]
+    Rotate {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Wrap every generation to the policy's present recipients
+    #[command(after_help = "Example:\n  backup key rewrap --identity recovery.key --yes")]
+    Rewrap {
+        /// The age identity, instead of the policy's
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup completions bash >/etc/bash_completion.d/backup")]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `man`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup man /usr/local/share/man/man1")]
+pub struct ManArgs {
+    /// The directory; made if it is not there
+    pub dir: PathBuf,
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    humantime::parse_duration(text)
+        .map_err(|e| Error::usage(format!("{text:?} is not a span of time (15m, 2h, 1day): {e}")))
+}
+
+fn percent(text: &str) -> Result<u8> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+    number
+        .parse()
+        .ok()
+        .filter(|n| (1..=100).contains(n))
+        .ok_or_else(|| Error::usage(format!("{text:?} is not a percentage from 1% to 100%")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_shows_an_example() {
+        fn visit(command: &clap::Command) {
+            let after = command.get_after_help().map(ToString::to_string);
+            assert!(
+                after.is_some_and(|text| text.contains("Example:\n  backup ")),
+                "{} has no example",
+                command.get_name()
+            );
+            command.get_subcommands().for_each(visit);
+        }
+        Cli::command().debug_assert();
+        visit(&Cli::command());
+    }
+
+    #[test]
+    fn spans_and_percentages() {
+        assert_eq!(duration("2h").unwrap(), Duration::from_secs(7200));
+        assert!(duration("soon").is_err());
+        assert_eq!(percent("10%").unwrap(), 10);
+        assert_eq!(percent("100").unwrap(), 100);
+        for bad in ["0%", "101", "-1", "%", "ten"] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
+    }
+}

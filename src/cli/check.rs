@@ -1,0 +1,72 @@
+//! `backup check`
+
+use super::Surroundings;
+use super::init::abilities;
+use super::load;
+use super::text::{clean, table};
+use crate::error::{Kind, Result};
+use crate::jobs;
+use crate::jobs::report::CheckReport;
+use crate::source::{Finding, Level};
+use chrono_tz::Tz;
+
+/// Tries everything; exit 1 when a run would fail.
+pub async fn check(surroundings: &Surroundings) -> Result<u8> {
+    let session = surroundings.session()?;
+    let report = surroundings.reading(jobs::check::check(&session)).await?;
+    let zone = session.policy.timezone;
+    surroundings.printer.result(&report, || text(&report, zone))?;
+    Ok(if report.ok { 0 } else { Kind::Failed.exit_code() })
+}
+
+fn text(report: &CheckReport, zone: Tz) -> String {
+    let mut out = findings(&report.findings);
+    if let Some(found) = &report.abilities {
+        out += &format!("\n{}", abilities(found));
+    }
+    for source in &report.sources {
+        out += &format!("\nsource {} ({})\n", source.source, clean(&source.kind));
+        out += &findings(&source.findings);
+        if source.next_runs.is_empty() {
+            out += "  no next run: by hand only\n";
+        }
+        for (n, at) in source.next_runs.iter().enumerate() {
+            let head = if n == 0 { "next runs" } else { "         " };
+            out += &format!("  {head}  {}\n", load::echo(*at, zone));
+        }
+    }
+    let all = || {
+        report
+            .findings
+            .iter()
+            .chain(report.sources.iter().flat_map(|s| &s.findings))
+    };
+    let count = |level| all().filter(|f| f.level == level).count();
+    out += &format!(
+        "\n{}: {} checked, {} to know, {} wrong\n",
+        if report.ok { "ready" } else { "NOT READY" },
+        all().count(),
+        count(Level::Warning),
+        count(Level::Error)
+    );
+    out
+}
+
+fn findings(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return String::new();
+    }
+    let mut rows = Vec::new();
+    for finding in findings {
+        let level = match finding.level {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Error => "ERROR",
+        };
+        rows.push([level.to_owned(), finding.name.clone(), finding.text.clone()]);
+        if let Some(hint) = &finding.hint {
+            rows.push([String::new(), String::new(), hint.clone()]);
+        }
+    }
+    table(["", "", ""], rows).trim_start_matches('\n').to_owned()
+}

@@ -1,0 +1,172 @@
+//! `backup list [SOURCE | RUN]`
+
+use chrono_tz::Tz;
+
+use super::Surroundings;
+use super::args::ListArgs;
+use super::load;
+use super::text::{clean, count, rfc3339, size, table, utc, utc_or};
+use crate::error::{Kind, Result};
+use crate::jobs;
+use crate::jobs::report::{ListReport, ListedPoint, ListedSource, PointReport};
+use crate::types::{RunId, SourceName};
+
+/// Shows points and windows; exit 21 when a commit can not be read.
+pub async fn list(surroundings: &Surroundings, args: &ListArgs) -> Result<u8> {
+    let run: Option<RunId> = args.what.as_deref().and_then(|what| what.parse().ok());
+    let session = surroundings.session()?;
+    let zone = session.policy.timezone;
+    if let Some(run) = run {
+        let report = surroundings.reading(jobs::list::point(&session, run)).await?;
+        surroundings
+            .printer
+            .result(&report, || point_text(&report, zone))?;
+        return Ok(0);
+    }
+    let source: Option<SourceName> = args.what.as_deref().map(str::parse).transpose()?;
+    let report = surroundings
+        .reading(jobs::list::list(&session, source.as_ref()))
+        .await?;
+    for source in &report.sources {
+        for unreadable in &source.unreadable {
+            surroundings.printer.warning(&format!(
+                "{}: the commit of {} can not be read: {}",
+                source.source, unreadable.run, unreadable.problem
+            ));
+        }
+    }
+    surroundings.printer.result(&report, || text(&report, zone))?;
+    let readable = report.sources.iter().all(|s| s.unreadable.is_empty());
+    Ok(if readable { 0 } else { Kind::Damaged.exit_code() })
+}
+
+fn text(report: &ListReport, zone: Tz) -> String {
+    if report.sources.is_empty() {
+        return "no sources\n".to_owned();
+    }
+    let parts: Vec<String> = report
+        .sources
+        .iter()
+        .map(|source| source_text(source, zone))
+        .collect();
+    parts.join("\n")
+}
+
+fn source_text(source: &ListedSource, zone: Tz) -> String {
+    let kind = source.kind.as_deref().unwrap_or("no point yet");
+    let mut out = format!(
+        "{} ({}): {}\n",
+        source.source,
+        clean(kind),
+        count(source.points.len() as u64, "recovery point")
+    );
+    for window in &source.windows {
+        let what = match window.kind {
+            "continuous" => "every instant",
+            _ => "points",
+        };
+        out += &format!(
+            "{what} from {} to {}\n",
+            load::echo(window.from, zone),
+            load::echo(window.to, zone)
+        );
+    }
+    if source.points.is_empty() {
+        return out;
+    }
+    // The zone's own column only where it says something else.
+    if zone == Tz::UTC {
+        out += &table(
+            ["run", "at (UTC)", ">content", ">stored", "state"],
+            source.points.iter().map(|p| {
+                let [run, at, content, stored, state] = cells(p);
+                [run, at, content, stored, state]
+            }),
+        );
+        return out;
+    }
+    let local = format!("at ({zone})");
+    out += &table(
+        ["run", "at (UTC)", &local, ">content", ">stored", "state"],
+        source.points.iter().map(|p| {
+            let [run, at, content, stored, state] = cells(p);
+            let here =
+                p.at.with_timezone(&zone)
+                    .format("%Y-%m-%d %H:%M:%S %Z")
+                    .to_string();
+            [run, at, here, content, stored, state]
+        }),
+    );
+    out
+}
+
+fn cells(point: &ListedPoint) -> [String; 5] {
+    [
+        point.run.to_string(),
+        utc(point.at),
+        size(point.bytes_content),
+        size(point.bytes_stored),
+        state(point),
+    ]
+}
+
+fn state(point: &ListedPoint) -> String {
+    let mut words = Vec::new();
+    if let Some(reason) = &point.damaged {
+        words.push(format!("DAMAGED: {reason}"));
+    }
+    if let Some(since) = point.tombstoned {
+        words.push(format!("expired {}", utc(since)));
+    }
+    if point.held {
+        words.push("held".to_owned());
+    }
+    if let Some(drilled) = &point.drilled {
+        words.push(format!("drilled {} (level {})", utc(drilled.at), drilled.level));
+    }
+    words.join(", ")
+}
+
+fn point_text(report: &PointReport, zone: Tz) -> String {
+    let point = &report.point;
+    let facts = serde_json::to_string_pretty(&report.facts).unwrap_or_default();
+    let state = state(point);
+    let mut out = format!(
+        "run          {}\nsource       {} ({})\nrestores to  {}\nslot         {}\nstarted      {}\nfinished     {}\n\
+         content      {}\nread         {}\nstored       {}\nparent       {}\ngeneration   {}\nclock        {} ms ahead of the store's\nstate        {}\n",
+        point.run,
+        report.source,
+        clean(&report.kind),
+        load::echo(point.at, zone),
+        report
+            .slot
+            .map_or_else(|| "none: by hand".to_owned(), |slot| load::echo(slot, zone)),
+        rfc3339(point.started),
+        rfc3339(point.finished),
+        size(point.bytes_content),
+        size(point.bytes_read),
+        size(point.bytes_stored),
+        point.parent.map_or_else(|| "none".to_owned(), |p| p.to_string()),
+        report.generation,
+        report.clock_offset_ms,
+        if state.is_empty() { "ok" } else { &state },
+    );
+    out += &format!("facts        {}\n", facts.replace('\n', "\n             "));
+    out.push('\n');
+    out += &table(
+        ["draws on run", ">packs"],
+        report
+            .refs
+            .iter()
+            .map(|r| [r.run.to_string(), r.packs.to_string()]),
+    );
+    out.push('\n');
+    out += &table(
+        ["object", ">bytes", "locked until (UTC)"],
+        report
+            .objects
+            .iter()
+            .map(|o| [o.key.clone(), o.bytes.to_string(), utc_or(o.locked_until, "-")]),
+    );
+    out
+}

@@ -1,0 +1,59 @@
+//! `backup verify [SOURCE] [--sample N%] [--content]`
+
+use super::Surroundings;
+use super::args::VerifyArgs;
+use super::text::{count, size, table};
+use crate::error::{Kind, Result};
+use crate::jobs;
+use crate::jobs::report::{Problem, VerifyReport};
+
+/// Compares; exit 21 when something is damaged or missing.
+pub async fn verify(surroundings: &Surroundings, args: VerifyArgs) -> Result<u8> {
+    let session = surroundings.session_with_identity(args.identity)?;
+    // By hand everything is verified unless told otherwise; the policy's sample is for the schedule.
+    let sample = args.sample;
+    let report = surroundings
+        .reading(jobs::verify::verify(
+            &session,
+            args.source.as_ref(),
+            sample,
+            args.content,
+        ))
+        .await?;
+    surroundings.printer.bars().finish();
+    surroundings
+        .printer
+        .result(&report, || text(&report, sample, args.content))?;
+    let sound = report.damaged.is_empty() && report.missing.is_empty();
+    Ok(if sound { 0 } else { Kind::Damaged.exit_code() })
+}
+
+fn text(report: &VerifyReport, sample: Option<u8>, content: bool) -> String {
+    let how = if content {
+        "read, decrypted and decoded"
+    } else {
+        "read"
+    };
+    let part = match sample {
+        Some(percent) if percent < 100 => format!(" (a sample of {percent} %)"),
+        _ => String::new(),
+    };
+    let mut out = format!(
+        "{} of {} {how}{part}\n",
+        count(report.objects, "object"),
+        size(report.bytes)
+    );
+    let problems = |what: &str, list: &[Problem]| {
+        if list.is_empty() {
+            return String::new();
+        }
+        let rows = list.iter().map(|p| [p.key.clone(), p.problem.clone()]);
+        format!("\n{what}\n{}", table(["object", "problem"], rows))
+    };
+    out += &problems("DAMAGED", &report.damaged);
+    out += &problems("MISSING", &report.missing);
+    if report.damaged.is_empty() && report.missing.is_empty() {
+        out += "nothing is damaged, nothing is missing\n";
+    }
+    out
+}
