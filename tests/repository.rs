@@ -1,5 +1,9 @@
 //! The repository format and the jobs over it, with a source that is a map and a store in memory.
 
+#![allow(clippy::unwrap_used)]
+
+#[path = "repository/retention.rs"]
+mod retention;
 #[path = "repository/world.rs"]
 mod world;
 

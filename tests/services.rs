@@ -1,4 +1,5 @@
 //! The harness itself: the real servers start, answer, end, and leave nothing behind.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod harness;
 
@@ -15,7 +16,7 @@ fn every_postgres_starts_and_answers_on_tcp_with_a_password() {
     let majors = PostgresServer::all_majors();
     assert!(majors.len() >= 2, "{majors:?}");
     for major in majors {
-        let server = PostgresServer::start(major);
+        let server = PostgresServer::shared(major);
         let version = server.psql("postgres", "show server_version_num");
         assert_eq!(version.parse::<u32>().unwrap() / 10_000, major);
         let database = server.create_database();
@@ -129,7 +130,7 @@ fn a_killed_test_leaves_no_server_behind() {
     use std::io::BufRead as _;
     // This test is also the other process: it starts a server, tells where, and waits to be killed.
     if std::env::var_os("LIFEBOAT_TEST_HOLD").is_some() {
-        let server = PostgresServer::newest();
+        let server = PostgresServer::start(18);
         println!("data={}", server.data_directory().display());
         std::thread::sleep(Duration::from_secs(120));
     }
@@ -153,6 +154,23 @@ fn a_killed_test_leaves_no_server_behind() {
         (!Path::new(&data).exists()).then_some(())
     });
     assert!(gone.is_some(), "{data} is still there");
+}
+
+/// Says nothing where no environment names servers; docker-compose.test.yml does.
+#[tokio::test]
+async fn servers_that_the_environment_names_answer() {
+    if let Some(server) = PocketBase::elsewhere().await {
+        server.backups().await;
+    }
+    if let Ok(endpoint) = std::env::var("LIFEBOAT_TEST_S3_ENDPOINT") {
+        let answer = reqwest::get(format!("{endpoint}/healthz")).await.unwrap();
+        assert!(answer.status().is_success(), "{endpoint}: {}", answer.status());
+    }
+    for major in PostgresServer::all_majors() {
+        if std::env::var_os(format!("LIFEBOAT_TEST_POSTGRES_{major}")).is_some() {
+            PostgresServer::shared(major).psql("postgres", "select 1");
+        }
+    }
 }
 
 #[test]

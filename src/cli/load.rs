@@ -22,8 +22,8 @@ const REFERENCE_BYTES_MAX: u64 = 64 << 10;
 /// # Errors
 /// None there, or everything that is wrong in it.
 pub fn policy(explicit: Option<&Path>, lookup: &Lookup) -> Result<Policy> {
-    let _ = (explicit, lookup);
-    Err(Error::failed("policy files can not be read yet"))
+    let path = crate::policy::find(explicit, &**lookup)?;
+    crate::policy::load(&path, &**lookup)
 }
 
 /// Reads a WHEN.
@@ -31,13 +31,7 @@ pub fn policy(explicit: Option<&Path>, lookup: &Lookup) -> Result<Policy> {
 /// # Errors
 /// Not an instant, or an ambiguous or nonexistent local time.
 pub fn when(text: &str, zone: Tz, now: DateTime<Utc>) -> Result<When> {
-    let _ = (zone, now);
-    if text == "latest" {
-        return Ok(When::Latest);
-    }
-    DateTime::parse_from_rfc3339(text)
-        .map(|instant| When::At(instant.to_utc()))
-        .map_err(|e| Error::usage(format!("{text:?} is not an instant: {e}")))
+    crate::when::parse(text, zone, now)
 }
 
 /// An instant in UTC and in the zone.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::frame::FrameEncoder;
 use super::pack::{self, Head, PACK_TARGET, Sealed};
@@ -78,6 +78,8 @@ pub struct Packer {
     assembler: JoinHandle<Result<Vec<Placed>>>,
     uploads: JoinHandle<Result<BTreeMap<u32, Stored>>>,
     failed: CancellationToken,
+    /// A packer that is given up uploads nothing more.
+    guard: DropGuard,
     shelf: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
@@ -118,12 +120,18 @@ impl Packer {
         drop(compressed_tx);
         let assembler = {
             let (target, failed) = (target.clone(), failed.clone());
-            tokio::task::spawn_blocking(move || guard(&failed, || assemble(&target, compressed, &sealed_tx)))
+            tokio::task::spawn_blocking(move || {
+                guard(&failed, || assemble(&target, compressed, &sealed_tx, &failed))
+            })
         };
         let uploads = {
             let failed = failed.clone();
             tokio::spawn(async move {
-                let result = upload(target, sealed).await;
+                let result = tokio::select! {
+                    biased;
+                    () = failed.cancelled() => Err(stopped()),
+                    result = upload(target, sealed) => result,
+                };
                 if result.is_err() {
                     failed.cancel();
                 }
@@ -136,6 +144,7 @@ impl Packer {
             workers,
             assembler,
             uploads,
+            guard: failed.clone().drop_guard(),
             failed,
             shelf,
         }
@@ -170,6 +179,7 @@ impl Packer {
     /// The first thing that failed.
     pub async fn finish(self) -> Result<Packed> {
         drop(self.jobs);
+        let guard = self.guard;
         let mut problems = Vec::new();
         for worker in self.workers {
             problems.extend(joined(worker.await).err());
@@ -177,7 +187,10 @@ impl Packer {
         let frames = joined(self.assembler.await);
         let packs = joined(self.uploads.await);
         match (frames, packs) {
-            (Ok(frames), Ok(packs)) if problems.is_empty() => Ok(Packed { frames, packs }),
+            (Ok(frames), Ok(packs)) if problems.is_empty() => {
+                guard.disarm();
+                Ok(Packed { frames, packs })
+            }
             (frames, packs) => {
                 problems.extend(packs.err());
                 problems.extend(frames.err());
@@ -243,6 +256,7 @@ fn assemble(
     target: &PackerTarget,
     mut frames: mpsc::Receiver<Compressed>,
     out: &mpsc::Sender<ToUpload>,
+    failed: &CancellationToken,
 ) -> Result<Vec<Placed>> {
     let mut places = Vec::new();
     let mut waiting: BTreeMap<u64, Compressed> = BTreeMap::new();
@@ -268,7 +282,7 @@ fn assemble(
             }
         }
     }
-    if !waiting.is_empty() {
+    if !waiting.is_empty() || failed.is_cancelled() {
         return Err(stopped());
     }
     if content > 0 {

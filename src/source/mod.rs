@@ -1,6 +1,7 @@
 //! What is protected. A source knows how to give a snapshot, how to put it back, and how to compare the result with
 //! the facts recorded at the time. Everything else knows no source by name.
 
+pub(crate) mod directory_target;
 pub mod pocketbase;
 pub mod postgres;
 

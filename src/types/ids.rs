@@ -31,7 +31,7 @@ macro_rules! ulid_id {
                 match Ulid::from_string(text) {
                     // Only the canonical spelling, so that one id has one object key.
                     Ok(ulid) if ulid.to_string() == text => Ok(Self(ulid)),
-                    _ => Err(Error::usage(format!(concat!("{:?} is not a ", $what), text))
+                    _ => Err(Error::usage(format!(concat!("{:?} is not ", $what), text))
                         .hint("It is 26 characters, as `backup list` shows it.")),
                 }
             }
@@ -49,17 +49,17 @@ macro_rules! ulid_id {
 ulid_id!(
     /// One execution of a job; also the name of the recovery point it made.
     RunId,
-    "run id"
+    "a run id"
 );
 ulid_id!(
     /// One repository.
     RepositoryId,
-    "repository id"
+    "a repository id"
 );
 ulid_id!(
     /// One repository key pair.
     GenerationId,
-    "generation id"
+    "a generation id"
 );
 
 macro_rules! name_type {
@@ -84,7 +84,7 @@ macro_rules! name_type {
                 if first && rest && text.len() <= 63 {
                     Ok(Self(text.to_owned()))
                 } else {
-                    Err(Error::usage(format!(concat!("{:?} is not a ", $what), text))
+                    Err(Error::usage(format!(concat!("{:?} is not ", $what), text))
                         .hint("Use 1 to 63 of a-z, 0-9, - and _, starting with a letter or digit."))
                 }
             }
@@ -102,12 +102,12 @@ macro_rules! name_type {
 name_type!(
     /// The name of a protected thing, as in `[source.NAME]`; part of object keys.
     SourceName,
-    "source name"
+    "a source name"
 );
 name_type!(
     /// The environment a policy and a repository belong to (`production`, `staging`, …).
     Environment,
-    "environment name"
+    "an environment name"
 );
 
 /// A SHA-256, written as 64 lower-case hex digits.
@@ -179,7 +179,7 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
         _ => None,
     };
     let bytes = text.as_bytes();
-    if bytes.len() % 2 != 0 {
+    if !bytes.len().is_multiple_of(2) {
         return None;
     }
     bytes

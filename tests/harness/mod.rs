@@ -2,11 +2,12 @@
 //!
 //! Each test binary says `mod harness;` and uses a part of it. A part that is missing fails the test with the
 //! command that installs it; nothing is skipped.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 pub mod guard;
 pub mod pocketbase;
 pub mod postgres;
+pub mod seaweedfs;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,7 @@
 //! A real PocketBase: its own program, a data directory of its own, its web API.
+//!
+//! `LIFEBOAT_TEST_POCKETBASE_URL` and `LIFEBOAT_TEST_POCKETBASE_PASSWORD` name one that runs elsewhere
+//! ([`PocketBase::elsewhere`]), as docker-compose.test.yml sets them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,13 +60,32 @@ impl PocketBase {
         Self::serve(data.to_owned(), password.to_owned(), None).await
     }
 
+    /// The one that the environment names, if it names one: not ours to stop, its data not here.
+    ///
+    /// # Panics
+    /// It does not answer, or the password does not open it.
+    pub async fn elsewhere() -> Option<Self> {
+        let url = std::env::var("LIFEBOAT_TEST_POCKETBASE_URL").ok()?;
+        let password = std::env::var("LIFEBOAT_TEST_POCKETBASE_PASSWORD").expect("its password");
+        let mut server = Self::new(PathBuf::new(), password, None);
+        server.url = url;
+        server.log_in().await;
+        Some(server)
+    }
+
     async fn serve(data: PathBuf, password: String, home: Option<TempDir>) -> Self {
+        let mut server = Self::new(data, password, home);
+        server.begin().await;
+        server
+    }
+
+    fn new(data: PathBuf, password: String, home: Option<TempDir>) -> Self {
         let client = reqwest::Client::builder()
             .timeout(REQUEST)
             .no_proxy()
             .build()
             .expect("an HTTP client");
-        let mut server = Self {
+        Self {
             url: String::new(),
             password,
             client,
@@ -71,9 +93,7 @@ impl PocketBase {
             guard: None,
             data,
             home,
-        };
-        server.begin().await;
-        server
+        }
     }
 
     /// Starts the program and logs in.

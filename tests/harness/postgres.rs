@@ -1,7 +1,7 @@
 //! Real PostgreSQL servers, one for each major version that is installed.
 //!
 //! `LIFEBOAT_TEST_POSTGRES_<MAJOR>` (a URL of a superuser, as docker-compose.test.yml sets it) names a server
-//! that runs elsewhere and takes the place of a local one of that major.
+//! that runs elsewhere and takes the place of a shared one of that major. A server of one's own is always local.
 
 use std::fs;
 use std::io::Write as _;
@@ -39,14 +39,23 @@ struct Local {
 }
 
 impl PostgresServer {
-    /// The majors that can be started here, rising.
+    /// The majors of which there is a server, rising: for [`PostgresServer::shared`].
     ///
     /// # Panics
     /// 15 or the newest is missing: the tests would prove too little.
     pub fn all_majors() -> Vec<u32> {
-        let all: Vec<u32> = MAJORS
-            .filter(|major| external(*major).is_some() || server_dir(*major).is_some())
-            .collect();
+        let here = Self::local_majors();
+        MAJORS
+            .filter(|major| external(*major).is_some() || here.contains(major))
+            .collect()
+    }
+
+    /// The majors that can be started here, rising: for [`PostgresServer::start`].
+    ///
+    /// # Panics
+    /// 15 or the newest is missing: the tests would prove too little.
+    pub fn local_majors() -> Vec<u32> {
+        let all: Vec<u32> = MAJORS.filter(|major| server_dir(*major).is_some()).collect();
         for needed in [15, *MAJORS.end()] {
             assert!(all.contains(&needed), "PostgreSQL {needed} is missing: {INSTALL}");
         }
@@ -70,7 +79,8 @@ impl PostgresServer {
             return server;
         }
         // Never dropped: the guard ends it when this process ends.
-        let server: &'static Self = Box::leak(Box::new(Self::start(major)));
+        let server = external(major).map_or_else(|| Self::start(major), |url| Self::elsewhere(major, &url));
+        let server: &'static Self = Box::leak(Box::new(server));
         servers.push((major, server));
         server
     }
@@ -86,15 +96,8 @@ impl PostgresServer {
     /// A server of one's own with settings (`name=value`).
     ///
     /// # Panics
-    /// It is not installed, or does not start; settings were asked of a server that runs elsewhere.
+    /// It is not installed, or does not start.
     pub fn start_with(major: u32, settings: &[&str]) -> Self {
-        if let Some(url) = external(major) {
-            assert!(
-                settings.is_empty(),
-                "a server that runs elsewhere takes no settings"
-            );
-            return Self::elsewhere(major, &url);
-        }
         // Another process may take the port between the look and the start.
         (0..3)
             .find_map(|_| Cluster::init(major).start(settings))

@@ -1,46 +1,98 @@
-//! (being built)
+//! PocketBase: a snapshot of pb_data from outside, or of a remote one by its backup API. (Its log comes later.)
+
+mod copy;
+mod facts;
+mod local;
+mod remote;
+mod restore;
+mod storage;
+mod wal;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+
+use crate::clock::World;
 use crate::error::{Error, Result};
-use crate::source::{Capture, Context, Finding, Source};
-/// (being built)
-pub struct PocketBaseSource;
+use crate::policy::{PocketBasePlace, PocketBasePolicy};
+use crate::secret::SecretText;
+use crate::source::{Attributes, Capture, Context, Cut, Finding, Source, UnitHead};
+use crate::types::UnitName;
+
+pub use restore::PocketBaseRestorer;
+
+/// A PocketBase.
+pub struct PocketBaseSource {
+    policy: PocketBasePolicy,
+    superuser: Option<(SecretText, SecretText)>,
+}
+
 impl PocketBaseSource {
-    /// (being built)
-    pub fn new(
-        _p: &crate::policy::PocketBasePolicy,
-        _s: Option<(crate::secret::SecretText, crate::secret::SecretText)>,
-    ) -> Self {
-        Self
+    /// From the policy; a remote one needs its superuser's e-mail and password.
+    pub fn new(policy: &PocketBasePolicy, superuser: Option<(SecretText, SecretText)>) -> Self {
+        Self {
+            policy: policy.clone(),
+            superuser,
+        }
+    }
+
+    fn remote(&self) -> Result<remote::Remote> {
+        match (&self.policy.place, &self.superuser) {
+            (PocketBasePlace::Remote { url, .. }, Some((identity, password))) => {
+                remote::Remote::new(url, identity.clone(), password.clone())
+            }
+            _ => Err(Error::usage(
+                "a remote PocketBase needs superuser.identity and superuser.password",
+            )),
+        }
     }
 }
-#[async_trait::async_trait]
+
+#[async_trait]
 impl Source for PocketBaseSource {
-    async fn check(&self, _world: &crate::clock::World) -> Vec<Finding> {
-        Vec::new()
+    async fn check(&self, _world: &World) -> Vec<Finding> {
+        match &self.policy.place {
+            PocketBasePlace::Local(path) => local::check(path),
+            PocketBasePlace::Remote { url, .. } => {
+                let tried = match self.remote() {
+                    Ok(remote) => remote.check().await,
+                    Err(e) => Err(e),
+                };
+                vec![match tried {
+                    Ok(()) => Finding::ok("access", format!("{url} lets the superuser in")),
+                    Err(e) => Finding::error(
+                        "access",
+                        e.chain(),
+                        e.hint_text().unwrap_or("See the message.").to_owned(),
+                    ),
+                }]
+            }
+        }
     }
-    async fn capture(&self, _context: Context) -> Result<Box<dyn Capture>> {
-        Err(Error::failed("not built"))
+
+    async fn capture(&self, context: Context) -> Result<Box<dyn Capture>> {
+        match &self.policy.place {
+            PocketBasePlace::Local(path) => {
+                let path: PathBuf = std::path::absolute(path)
+                    .map_err(|e| Error::failed(format!("{} is no path", path.display())).because(e))?;
+                Ok(Box::new(local::capture(&path, &self.policy, &context).await?))
+            }
+            PocketBasePlace::Remote { .. } => {
+                Ok(Box::new(self.remote()?.capture(&self.policy, &context).await?))
+            }
+        }
     }
 }
-/// (being built)
-#[derive(Default)]
-pub struct PocketBaseRestorer;
-#[async_trait::async_trait]
-impl crate::source::Restorer for PocketBaseRestorer {
-    async fn examine(
-        &self,
-        _c: &Context,
-        _t: &crate::source::Target,
-        _o: &crate::source::RestoreOptions,
-    ) -> Result<()> {
-        Ok(())
-    }
-    async fn restore(
-        &self,
-        _c: &Context,
-        _p: &mut dyn crate::source::PointContent,
-        _t: &crate::source::Target,
-        _o: &crate::source::RestoreOptions,
-    ) -> Result<crate::source::Restored> {
-        Err(Error::failed("not built"))
-    }
+
+fn facts_head(size: usize) -> Result<UnitHead> {
+    Ok(UnitHead {
+        name: UnitName::from_bytes(b"facts.json")?,
+        cut: Cut::Whole,
+        attributes: Attributes {
+            mode: Some(0o600),
+            modified_ms: None,
+        },
+        size_hint: Some(size as u64),
+        stamp: None,
+    })
 }

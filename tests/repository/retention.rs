@@ -1,8 +1,5 @@
 //! Prune, undo and holds over a repository in memory.
 
-#[path = "repository/world.rs"]
-mod world;
-
 use std::sync::Arc;
 
 use chrono::TimeDelta;
@@ -16,7 +13,7 @@ use lifeboat::store::memory::MemoryStore;
 use lifeboat::store::{SharedStore, Store, View};
 use lifeboat::types::RunId;
 
-use world::{Fixture, MapSource, noise};
+use crate::world::{Fixture, MapSource, noise};
 
 async fn in_memory(seed: u64) -> (Fixture, MemoryStore) {
     let mut kept = None;
@@ -275,11 +272,12 @@ async fn a_forged_tombstone_and_a_copied_commit_do_no_harm() {
 async fn orphans_go_after_a_week_and_no_earlier() {
     let (fixture, store) = in_memory(9).await;
     let points = points(&fixture, 2).await;
-    let mut failing = MapSource::default()
-        .with("a", Cut::Whole, noise(20 << 20, 5))
-        .with("b", Cut::Whole, vec![1]);
-    failing.fail_at = Some("b".into());
-    fixture.run(&failing).await.unwrap_err();
+    let orphan = RunId::new(fixture.session.world.ulid().unwrap());
+    let pack = layout::pack(&fixture.source, orphan, 0);
+    store
+        .put(&pack, vec![1; 1000].into(), Default::default())
+        .await
+        .unwrap();
     let orphans = |store: &MemoryStore| {
         let known = [points[0].0, points[1].0].map(|r| r.to_string());
         let runs = store.keys().into_iter().filter(|k| k.as_str().contains("/runs/"));

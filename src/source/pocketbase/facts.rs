@@ -1,0 +1,162 @@
+//! The facts of a copied PocketBase: what is compared after a restore.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+
+use super::copy::open_copy;
+use crate::error::{Context as _, Error, Result};
+
+/// `facts.json`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Version of this document.
+    pub format: u32,
+    /// Databases by file name.
+    pub databases: BTreeMap<String, DatabaseFacts>,
+    /// Files that rows refer to: `collection/record/name`.
+    pub files: Vec<String>,
+    /// Whether PocketBase keeps its files in an S3 bucket, which is not covered.
+    pub files_elsewhere: bool,
+}
+
+/// One database.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFacts {
+    /// Pages.
+    pub pages: u64,
+    /// Rows by table.
+    pub rows: BTreeMap<String, u64>,
+}
+
+fn failed<T>(result: rusqlite::Result<T>, path: &Path) -> Result<T> {
+    result.doing(|| format!("{} can not be read", path.display()))
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Checks a copy with SQLite's `quick_check`, and counts.
+///
+/// # Errors
+/// It is no sound database.
+pub fn of_database(path: &Path) -> Result<DatabaseFacts> {
+    let connection = open_copy(path)?;
+    let verdict: String = failed(
+        connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0)),
+        path,
+    )?;
+    if verdict != "ok" {
+        return Err(
+            Error::failed(format!("the copy of {} is not sound: {verdict}", path.display()))
+                .hint("Check the database itself with PRAGMA integrity_check; nothing was committed."),
+        );
+    }
+    let pages: i64 = failed(connection.query_row("PRAGMA page_count", [], |r| r.get(0)), path)?;
+    let mut facts = DatabaseFacts {
+        pages: u64::try_from(pages).unwrap_or(0),
+        ..DatabaseFacts::default()
+    };
+    for table in tables(&connection, path)? {
+        let count = format!("SELECT count(*) FROM {}", quoted(&table));
+        let rows: i64 = failed(connection.query_row(&count, [], |r| r.get(0)), path)?;
+        facts.rows.insert(table, u64::try_from(rows).unwrap_or(0));
+    }
+    Ok(facts)
+}
+
+fn tables(connection: &Connection, path: &Path) -> Result<Vec<String>> {
+    let text = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name";
+    let mut statement = failed(connection.prepare(text), path)?;
+    let names = failed(statement.query_map([], |r| r.get(0)), path)?;
+    failed(names.collect(), path)
+}
+
+/// The files that rows of a copied `data.db` refer to, and whether files are kept elsewhere.
+///
+/// # Errors
+/// It can not be read.
+pub fn files(path: &Path) -> Result<(Vec<String>, bool)> {
+    let connection = open_copy(path)?;
+    let there = tables(&connection, path)?;
+    if !there.iter().any(|t| t == "_collections") {
+        return Ok((Vec::new(), false));
+    }
+    let mut files = Vec::new();
+    let mut statement = failed(
+        connection.prepare("SELECT id, name, fields, type FROM _collections"),
+        path,
+    )?;
+    let rows = failed(
+        statement.query_map([], |r| {
+            Ok((
+                r.get::<_, String>(0)?,
+                r.get::<_, String>(1)?,
+                r.get::<_, String>(2)?,
+                r.get::<_, String>(3)?,
+            ))
+        }),
+        path,
+    )?;
+    for row in rows {
+        let (id, name, fields, kind) = failed(row, path)?;
+        if kind == "view" || !there.contains(&name) {
+            continue;
+        }
+        let fields: Vec<serde_json::Value> = serde_json::from_str(&fields).unwrap_or_default();
+        for field in fields.iter().filter(|f| f["type"] == "file") {
+            let Some(column) = field["name"].as_str() else {
+                continue;
+            };
+            of_column(&connection, path, &id, &name, column, &mut files)?;
+        }
+    }
+    let settings: Option<String> = connection
+        .query_row("SELECT value FROM _params WHERE id = 'settings'", [], |r| {
+            r.get(0)
+        })
+        .ok();
+    let elsewhere = settings
+        .and_then(|s| serde_json::from_str::<serde_json::Value>(&s).ok())
+        .is_some_and(|s| s["s3"]["enabled"] == true);
+    files.sort_unstable();
+    Ok((files, elsewhere))
+}
+
+fn of_column(
+    connection: &Connection,
+    path: &Path,
+    id: &str,
+    table: &str,
+    column: &str,
+    files: &mut Vec<String>,
+) -> Result<()> {
+    let text = format!(
+        "SELECT id, {0} FROM {1} WHERE {0} IS NOT NULL AND {0} NOT IN ('', '[]')",
+        quoted(column),
+        quoted(table)
+    );
+    let mut statement = failed(connection.prepare(&text), path)?;
+    let rows = failed(
+        statement.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?))),
+        path,
+    )?;
+    for row in rows {
+        let (record, value) = failed(row, path)?;
+        let names = if value.starts_with('[') {
+            serde_json::from_str::<Vec<String>>(&value).unwrap_or_else(|_| vec![value.clone()])
+        } else {
+            vec![value]
+        };
+        files.extend(
+            names
+                .into_iter()
+                .filter(|n| !n.is_empty())
+                .map(|n| format!("{id}/{record}/{n}")),
+        );
+    }
+    Ok(())
+}

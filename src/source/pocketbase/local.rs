@@ -1,0 +1,287 @@
+//! A PocketBase on this host: list storage/ first, then copy the databases, then list what appeared between; every file
+//! that a row refers to must be there, else again.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tokio::io::AsyncRead;
+
+use super::copy::copy_database;
+use super::facts::{self, Facts};
+use super::storage::Storage;
+use crate::clock::World;
+use crate::error::{Context as _, Error, Result};
+use crate::policy::PocketBasePolicy;
+use crate::source::{Attributes, Capture, Captured, Context, Cut, Finding, UnitHead, is_inside};
+use crate::types::UnitName;
+
+/// How often the snapshot is taken anew because a file was missing.
+const ATTEMPTS: u32 = 5;
+
+/// What a unit is read from.
+enum Content {
+    File(PathBuf),
+    Text(Vec<u8>),
+}
+
+struct Unit {
+    head: UnitHead,
+    content: Content,
+}
+
+/// A snapshot of a local pb_data.
+pub struct LocalCapture {
+    units: std::collections::btree_map::IntoIter<UnitName, Unit>,
+    current: Option<Unit>,
+    at: DateTime<Utc>,
+    facts: serde_json::Value,
+    warnings: Vec<String>,
+}
+
+/// Checks a local pb_data.
+pub fn check(directory: &Path) -> Vec<Finding> {
+    let database = directory.join("data.db");
+    let metadata = match std::fs::metadata(&database) {
+        Ok(metadata) => metadata,
+        Err(e) => {
+            return vec![Finding::error(
+                "access",
+                format!("{} can not be read: {e}", database.display()),
+                "path must be the pb_data directory, and readable for this user.",
+            )];
+        }
+    };
+    let mut findings = vec![Finding::ok(
+        "access",
+        format!("{} is there, {} bytes", database.display(), metadata.len()),
+    )];
+    let user = rustix::process::geteuid().as_raw();
+    if user != 0 && user != metadata.uid() {
+        findings.push(Finding::error(
+            "user",
+            format!(
+                "{} belongs to user {}, this is user {user}",
+                database.display(),
+                metadata.uid()
+            ),
+            "Run as the user of PocketBase, or as root: SQLite's lock files must stay usable for both.",
+        ));
+    }
+    if is_on_network(directory) {
+        findings.push(Finding::error(
+            "file system",
+            format!("{} is on a network file system", directory.display()),
+            "SQLite's write-ahead log does not work there; run Lifeboat on the host of the files.",
+        ));
+    }
+    findings
+}
+
+fn is_on_network(path: &Path) -> bool {
+    const NETWORK: [i64; 5] = [0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x0102_1997];
+    rustix::fs::statfs(path).is_ok_and(|s| NETWORK.contains(&(s.f_type as i64)))
+}
+
+/// Takes the snapshot.
+///
+/// # Errors
+/// pb_data can not be read, or a referenced file is missing five times.
+pub async fn capture(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> Result<LocalCapture> {
+    if is_inside(&context.scratch, directory) {
+        return Err(
+            Error::usage(format!("the state directory lies inside {}", directory.display()))
+                .hint("Set state.dir to a directory outside pb_data."),
+        );
+    }
+    if let Some(problem) = check(directory)
+        .into_iter()
+        .find(|f| f.level == crate::source::Level::Error)
+    {
+        return Err(Error::failed(problem.text).hint(problem.hint.unwrap_or_default()));
+    }
+    let (directory, policy, context) = (directory.to_owned(), policy.clone(), context.clone());
+    tokio::task::spawn_blocking(move || snapshot(&directory, &policy, &context))
+        .await
+        .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))?
+}
+
+fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> Result<LocalCapture> {
+    let mut missing = Vec::new();
+    for attempt in 0..ATTEMPTS {
+        if context.cancel.is_cancelled() {
+            return Err(Error::new(crate::error::Kind::Interrupted, "interrupted"));
+        }
+        let stage = context.scratch.join(format!("storage{attempt}"));
+        let mut storage = Storage::default();
+        if policy.storage {
+            storage.list(&directory.join("storage"), &stage)?;
+        }
+        let mut facts = Facts {
+            format: 1,
+            ..Facts::default()
+        };
+        let mut databases = BTreeMap::new();
+        let names: &[&str] = if policy.logs {
+            &["auxiliary.db", "data.db"]
+        } else {
+            &["data.db"]
+        };
+        let mut at = context.world.clock.now();
+        for name in names
+            .iter()
+            .filter(|n| **n == "data.db" || directory.join(n).exists())
+        {
+            let copy = context.scratch.join(name);
+            copy_database(&context.world, &directory.join(name), &copy)?;
+            at = context.world.clock.now();
+            facts
+                .databases
+                .insert((*name).to_owned(), facts::of_database(&copy)?);
+            databases.insert(*name, copy);
+        }
+        if policy.storage {
+            storage.list(&directory.join("storage"), &stage)?;
+        }
+        let data = databases
+            .get("data.db")
+            .ok_or_else(|| Error::failed("there is no data.db"))?;
+        let (files, elsewhere) = facts::files(data)?;
+        missing = if policy.storage && !elsewhere {
+            absent(&files, &storage)?
+        } else {
+            Vec::new()
+        };
+        if missing.is_empty() {
+            facts.files = files;
+            facts.files_elsewhere = elsewhere;
+            return assemble(databases, storage, facts, at, &context.world);
+        }
+    }
+    Err(Error::failed(format!(
+        "{} files that rows refer to are missing in storage/: {}",
+        missing.len(),
+        missing[..missing.len().min(3)].join(", ")
+    ))
+    .hint("A row names collection/record/file. Restore the file, or clear the field; then run again."))
+}
+
+fn absent(files: &[String], storage: &Storage) -> Result<Vec<String>> {
+    let mut absent = Vec::new();
+    for file in files {
+        let name = UnitName::from_bytes(format!("storage/{file}").as_bytes())?;
+        if !storage.files.contains_key(&name) {
+            absent.push(file.clone());
+        }
+    }
+    Ok(absent)
+}
+
+fn assemble(
+    databases: BTreeMap<&str, PathBuf>,
+    storage: Storage,
+    facts: Facts,
+    at: DateTime<Utc>,
+    _world: &World,
+) -> Result<LocalCapture> {
+    let mut units = BTreeMap::new();
+    let mut add = |head: UnitHead, content: Content| {
+        units.insert(head.name.clone(), Unit { head, content });
+    };
+    for (name, copy) in databases {
+        let size = std::fs::metadata(&copy)
+            .doing(|| format!("{} can not be read", copy.display()))?
+            .len();
+        add(
+            UnitHead {
+                name: UnitName::from_bytes(name.as_bytes())?,
+                cut: Cut::Pages,
+                attributes: Attributes {
+                    mode: Some(0o600),
+                    modified_ms: None,
+                },
+                size_hint: Some(size),
+                stamp: None,
+            },
+            Content::File(copy),
+        );
+    }
+    let rows: u64 = facts
+        .databases
+        .get("data.db")
+        .map_or(0, |d| d.rows.values().sum());
+    let brief = serde_json::json!({
+        "rows": rows,
+        "pages": facts.databases.get("data.db").map_or(0, |d| d.pages),
+        "files": storage.files.len(),
+    });
+    let text = serde_json::to_vec_pretty(&facts).doing(|| "the facts can not be written")?;
+    add(super::facts_head(text.len())?, Content::Text(text));
+    for (name, file) in storage.files {
+        add(
+            UnitHead {
+                name,
+                cut: Cut::Whole,
+                attributes: Attributes {
+                    mode: Some(file.mode),
+                    modified_ms: Some(file.modified_ms),
+                },
+                size_hint: Some(file.size),
+                stamp: Some(file.stamp),
+            },
+            Content::File(file.path),
+        );
+    }
+    let mut warnings = storage.warnings;
+    if facts.files_elsewhere {
+        warnings.push("PocketBase keeps its files in an S3 bucket: they are not in this point".to_owned());
+    }
+    Ok(LocalCapture {
+        units: units.into_iter(),
+        current: None,
+        at,
+        facts: brief,
+        warnings,
+    })
+}
+
+#[async_trait]
+impl Capture for LocalCapture {
+    async fn next(&mut self) -> Result<Option<UnitHead>> {
+        self.current = self.units.next().map(|(_, unit)| unit);
+        Ok(self.current.as_ref().map(|u| u.head.clone()))
+    }
+    async fn open(&mut self) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
+        let unit = self
+            .current
+            .as_ref()
+            .ok_or_else(|| Error::failed("no unit to open"))?;
+        Ok(match &unit.content {
+            Content::Text(text) => Box::new(std::io::Cursor::new(text.clone())),
+            Content::File(path) => {
+                let mut file = tokio::fs::File::open(path)
+                    .await
+                    .doing(|| format!("{} can not be read", unit.head.name))?;
+                file.set_max_buf_size(1 << 20);
+                Box::new(file)
+            }
+        })
+    }
+    async fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+    async fn finish(&mut self) -> Result<Captured> {
+        Ok(Captured {
+            at: self.at,
+            source_clock: self.at,
+            host_clock: self.at,
+            clock_spread_ms: 0,
+            facts: self.facts.clone(),
+            warnings: std::mem::take(&mut self.warnings),
+        })
+    }
+    // Copies and links lie in the run's scratch directory, which the caller removes.
+    async fn cleanup(&mut self) {}
+}

@@ -1,0 +1,143 @@
+//! The files under storage/: listed, and hard-linked out of pb_data where the file systems allow, so that a file deleted
+//! after the snapshot can still be read. PocketBase writes a file before the commit that names it and deletes it after
+//! the commit that forgets it, and never changes one in place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context as _, Error, Result};
+use crate::state::make_dir;
+use crate::types::UnitName;
+
+/// How deep directories may be nested: PocketBase makes four levels.
+const DEPTH_MAX: usize = 32;
+
+/// A file.
+#[derive(Clone, Debug)]
+pub struct StoredFile {
+    /// Where it can be read.
+    pub path: PathBuf,
+    /// Bytes when it was listed.
+    pub size: u64,
+    /// Modification time, Unix milliseconds.
+    pub modified_ms: i64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Tells an unchanged file; made before the link, which changes the ctime.
+    pub stamp: String,
+}
+
+/// The files found so far, by unit name.
+#[derive(Debug, Default)]
+pub struct Storage {
+    /// The files.
+    pub files: BTreeMap<UnitName, StoredFile>,
+    /// What was left out, for the operator.
+    pub warnings: Vec<String>,
+    linked: u64,
+    cannot_link: bool,
+}
+
+impl Storage {
+    /// Lists what is there now; files known already stay as they are.
+    ///
+    /// # Errors
+    /// A directory can not be read.
+    pub fn list(&mut self, storage: &Path, stage: &Path) -> Result<()> {
+        if !storage.exists() {
+            return Ok(());
+        }
+        make_dir(stage)?;
+        self.walk(storage, b"storage", stage, 0)
+    }
+
+    fn walk(&mut self, directory: &Path, name: &[u8], stage: &Path, depth: usize) -> Result<()> {
+        if depth > DEPTH_MAX {
+            return Err(Error::failed(format!(
+                "{} is nested too deeply",
+                directory.display()
+            )));
+        }
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            // Gone since its parent was read: a record was deleted.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && depth > 0 => return Ok(()),
+            Err(e) => {
+                return Err(Error::failed(format!("{} can not be read", directory.display())).because(e));
+            }
+        };
+        for entry in entries {
+            let entry = entry.doing(|| format!("{} can not be read", directory.display()))?;
+            let mut full = name.to_vec();
+            full.push(b'/');
+            full.extend_from_slice(entry.file_name().as_bytes());
+            let path = entry.path();
+            let metadata = match fs::symlink_metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::failed(format!("{} can not be read", path.display())).because(e)),
+            };
+            if metadata.is_dir() {
+                self.walk(&path, &full, stage, depth + 1)?;
+            } else if !metadata.is_file() {
+                self.warn(format!(
+                    "{} is neither a file nor a directory, and is left out",
+                    path.display()
+                ));
+            } else if !is_temporary(&full) {
+                self.add(UnitName::from_bytes(&full)?, path, &metadata, stage)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, text: String) {
+        if self.warnings.len() < 20 && !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
+    }
+
+    fn add(&mut self, name: UnitName, path: PathBuf, metadata: &fs::Metadata, stage: &Path) -> Result<()> {
+        if self.files.contains_key(&name) {
+            return Ok(());
+        }
+        let mut readable = path.clone();
+        if !self.cannot_link {
+            let link = stage.join(self.linked.to_string());
+            match fs::hard_link(&path, &link) {
+                Ok(()) => {
+                    self.linked += 1;
+                    readable = link;
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                // Another file system, or one without links: files are read where they are.
+                Err(_) => self.cannot_link = true,
+            }
+        }
+        self.files.insert(
+            name,
+            StoredFile {
+                path: readable,
+                size: metadata.len(),
+                modified_ms: metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000,
+                mode: metadata.mode() & 0o7777,
+                stamp: format!(
+                    "{}-{}.{:09}-{}",
+                    metadata.len(),
+                    metadata.mtime(),
+                    metadata.mtime_nsec(),
+                    metadata.ino()
+                ),
+            },
+        );
+        Ok(())
+    }
+}
+
+/// What PocketBase is writing just now: `<name>.<hex>.tmp`.
+fn is_temporary(name: &[u8]) -> bool {
+    name.ends_with(b".tmp")
+}

@@ -1,0 +1,224 @@
+//! The policy file: every shipped policy parses, and everything that is wrong with a bad one is told at once.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use lifeboat::error::Kind;
+use lifeboat::policy::{self, SecretRef, secrets};
+
+const SHIPPED: [&str; 4] = ["example", "development", "staging", "production"];
+
+fn shipped(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("policies").join(name)).unwrap()
+}
+
+fn nothing(_: &str) -> Option<String> {
+    None
+}
+
+#[test]
+fn every_shipped_policy_parses_and_is_of_its_environment() {
+    for name in SHIPPED {
+        let text = shipped(&format!("{name}.toml"));
+        let policy = policy::parse(&text, Path::new("p.toml"), &nothing).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(policy.environment.as_str(), name);
+        assert!(!policy.sources.is_empty());
+    }
+}
+
+#[test]
+fn the_example_has_every_key() {
+    let text = shipped("example.toml");
+    for key in policy::keys::KEYS {
+        let alternatives = [
+            "client_dir",
+            "ca_file",
+            "expected",
+            "command",
+            "http",
+            "secret",
+            "slack",
+            "discord",
+            "teams",
+            "ntfy",
+            "ping",
+            "email",
+            "smtp",
+        ];
+        assert!(
+            text.contains(key.name) || alternatives.contains(&key.name),
+            "{}.{} is not in example.toml",
+            key.section,
+            key.name
+        );
+    }
+}
+
+#[test]
+fn every_variable_is_in_the_template_and_every_template_line_is_empty() {
+    let template = shipped("env.template");
+    let names: BTreeSet<&str> = template
+        .lines()
+        .filter(|l| !l.starts_with('#'))
+        .filter_map(|l| l.split_once('='))
+        .map(|(n, _)| n)
+        .collect();
+    for line in template.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
+        assert!(line.ends_with('='), "{line}: a template has no values");
+    }
+    for name in SHIPPED {
+        for piece in shipped(&format!("{name}.toml")).split("env = \"").skip(1) {
+            let variable = piece.split('"').next().unwrap();
+            assert!(
+                names.contains(variable) || variable == "NAME",
+                "{variable} of {name}.toml is not in env.template"
+            );
+        }
+    }
+    for ours in ["LIFEBOAT_POLICY", "LIFEBOAT_STATE", "LIFEBOAT_LOG"] {
+        assert!(names.contains(ours));
+    }
+}
+
+#[test]
+fn the_schema_is_the_one_that_the_code_describes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/policy.schema.json");
+    let wanted = serde_json::to_string_pretty(&policy::schema::schema()).unwrap() + "\n";
+    if std::env::var_os("LIFEBOAT_WRITE_SCHEMA").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        there == wanted,
+        "write it with LIFEBOAT_WRITE_SCHEMA=1 cargo test --test policy"
+    );
+}
+
+const BAD: &str = r#"environment = "Prod uction"
+timezone = "Mars/Olympus"
+concurency = 3
+
+[repository]
+url = "ftp://x"
+access_key_id = "AKIAVERYSECRET"
+grace = "1h"
+object_lock = { mode = "hard" }
+
+[encryption]
+recipients = ["age1nonsense"]
+
+[source.orders]
+kind = "postgres"
+shedule = "0 2 * * *"
+schedule = "0 2 * *"
+retention = "standrad"
+path = "/x"
+url = { env = "X", file = "/y" }
+
+[source."a/b"]
+kind = "pocketbase"
+url = "https://user:hunter2@host"
+
+[retention.standard]
+daily = -1
+
+[drill.x]
+sources = ["ordrs"]
+"#;
+
+#[test]
+fn everything_wrong_is_told_at_once_with_line_and_suggestion() {
+    let errors = policy::parse(BAD, Path::new("p.toml"), &nothing).unwrap_err();
+    let text = errors.to_string();
+    for wanted in [
+        "p.toml:1:15: environment: \"Prod uction\" is not an environment name",
+        "p.toml:2:12: timezone: \"Mars/Olympus\" is no IANA time zone",
+        "p.toml:3:1: concurency: unknown key (did you mean concurrency?)",
+        "p.toml:6:7: repository.url: must begin with s3:// or file:///",
+        "p.toml:7:17: repository.access_key_id: must be a reference to a secret, not the secret itself",
+        "repository: secret_access_key is missing",
+        "p.toml:8:9: repository.grace: must be at least 2h",
+        "repository.object_lock.mode: \"hard\" is none of governance, compliance",
+        "repository.object_lock: days is missing",
+        "encryption.recipients: \"age1nonsense\" is not an age recipient",
+        "p.toml:16:1: source.orders.shedule: unknown key (did you mean schedule?)",
+        "p.toml:17:12: source.orders.schedule: \"0 2 * *\" is not a schedule: it has 4 fields",
+        "source.orders.retention: there is no [retention.standrad] (did you mean \"standard\"?)",
+        "source.orders.path: a postgres source has no such key",
+        "source.orders.url: must name one place of the secret",
+        "\"a/b\" is not a source name",
+        "source.a/b.url: must be an http:// or https:// URL without credentials",
+        "source.a/b: superuser is missing",
+        "retention.standard.daily: must be from 0 to 1000000",
+        "drill.x.sources: there is no [source.ordrs] (did you mean \"orders\"?)",
+    ] {
+        assert!(text.contains(wanted), "missing: {wanted}\nin:\n{text}");
+    }
+    for secret in ["AKIAVERYSECRET", "hunter2"] {
+        assert!(!text.contains(secret), "a secret is repeated:\n{text}");
+    }
+    assert_eq!(lifeboat::error::Error::from(errors).kind(), Kind::Usage);
+}
+
+#[test]
+fn text_that_is_no_toml_is_told_with_its_line() {
+    let errors = policy::parse("environment = \n", Path::new("p.toml"), &nothing).unwrap_err();
+    assert!(errors.to_string().contains("p.toml:1:"), "{errors}");
+    for bad in ["", "[", "a = 1\na = 2\n", "\u{0}"] {
+        assert!(policy::parse(bad, Path::new("p.toml"), &nothing).is_err());
+    }
+}
+
+#[test]
+fn secrets_come_from_where_the_policy_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    std::fs::write(&file, "from a file\n").unwrap();
+    let place = directory.path().to_str().unwrap().to_owned();
+    let lookup = move |name: &str| match name {
+        "NAMED" => Some("from the environment".to_owned()),
+        "EMPTY" => Some(String::new()),
+        "CREDENTIALS_DIRECTORY" => Some(place.clone()),
+        _ => None,
+    };
+    let get = |reference: SecretRef| secrets::resolve(&reference, &lookup);
+    assert_eq!(
+        get(SecretRef::Env("NAMED".into())).unwrap().expose(),
+        "from the environment"
+    );
+    assert_eq!(
+        get(SecretRef::File(file.clone())).unwrap().expose(),
+        "from a file"
+    );
+    assert_eq!(
+        get(SecretRef::Credential("secret".into())).unwrap().expose(),
+        "from a file"
+    );
+    for bad in [
+        SecretRef::Env("UNSET".into()),
+        SecretRef::Env("EMPTY".into()),
+        SecretRef::Credential("none".into()),
+        SecretRef::File("/nowhere/x".into()),
+    ] {
+        assert_eq!(get(bad).unwrap_err().kind(), Kind::Usage);
+    }
+    assert_eq!(
+        format!("{:?} {0}", get(SecretRef::File(file)).unwrap()),
+        "<secret> <secret>"
+    );
+}
+
+#[test]
+fn every_missing_secret_is_named_at_once() {
+    let policy = policy::parse(&shipped("example.toml"), Path::new("p.toml"), &nothing).unwrap();
+    let error = secrets::require(&policy, &nothing, |_| true).unwrap_err();
+    for name in [
+        "EXAMPLE_S3_ACCESS_KEY_ID",
+        "EXAMPLE_S3_SECRET_ACCESS_KEY",
+        "EXAMPLE_ORDERS_URL",
+        "EXAMPLE_SHOP_PASSWORD",
+        "example_identity",
+    ] {
+        assert!(error.message().contains(name), "{name}: {error:?}");
+    }
+}
