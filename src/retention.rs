@@ -1,11 +1,11 @@
 //! Which points are kept, and why. Pure: points, rules, zone and now in; a decision with reasons for each point out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
 use chrono_tz::Tz;
 
-use crate::policy::RetentionRules;
 use crate::types::RunId;
 
 /// A commit whose recorded finish is more than this off its store time is not trusted to take another's place.
@@ -14,6 +14,23 @@ const TRUSTED_OFFSET: TimeDelta = TimeDelta::hours(1);
 const PARTIAL_MAX_AGE: TimeDelta = TimeDelta::days(7);
 /// So many of the newest full points are never expired.
 const NEWEST: usize = 2;
+
+/// `[retention.NAME]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionRules {
+    /// Every point of this span is kept.
+    pub window: Option<Duration>,
+    /// So many hours with a point keep their newest.
+    pub hourly: u32,
+    /// Days.
+    pub daily: u32,
+    /// ISO weeks.
+    pub weekly: u32,
+    /// Months.
+    pub monthly: u32,
+    /// Years.
+    pub yearly: u32,
+}
 
 /// What retention needs to know of a point.
 #[derive(Clone, Debug)]

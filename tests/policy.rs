@@ -1,5 +1,7 @@
 //! The policy file: every shipped policy parses, and everything that is wrong with a bad one is told at once.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

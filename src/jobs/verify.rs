@@ -82,7 +82,7 @@ impl Work<'_> {
         self.report.objects += catalog.points.len() as u64;
         let mut expected: BTreeMap<(RunId, String), Digest> = BTreeMap::new();
         for point in catalog.points.values() {
-            self.expect(point, &mut expected).await?;
+            self.add_expected(point, &mut expected).await?;
         }
         let chosen: Vec<_> = expected
             .into_iter()
@@ -99,7 +99,7 @@ impl Work<'_> {
     }
 
     /// What a point draws on, with digests; plain objects are compared here.
-    async fn expect(
+    async fn add_expected(
         &mut self,
         point: &Point,
         expected: &mut BTreeMap<(RunId, String), Digest>,

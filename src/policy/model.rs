@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono_tz::Tz;
 
+pub use crate::retention::RetentionRules;
 use crate::store::LockMode;
 use crate::types::{Environment, SourceName};
 
@@ -265,23 +266,6 @@ pub enum CatchUp {
     Once,
     /// Missed slots are recorded and skipped.
     Skip,
-}
-
-/// `[retention.NAME]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RetentionRules {
-    /// Every point of this span is kept.
-    pub window: Option<Duration>,
-    /// So many hours with a point keep their newest.
-    pub hourly: u32,
-    /// Days.
-    pub daily: u32,
-    /// ISO weeks.
-    pub weekly: u32,
-    /// Months.
-    pub monthly: u32,
-    /// Years.
-    pub yearly: u32,
 }
 
 /// `[drill.NAME]`

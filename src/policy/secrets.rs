@@ -7,7 +7,7 @@ use super::parse::Lookup;
 use super::{PocketBasePlace, Policy, SecretRef, SourceKind};
 use crate::error::{Error, Result};
 use crate::secret::SecretText;
-use crate::source::Finding;
+use crate::types::Finding;
 
 /// The longest secret file that is read.
 const SECRET_MAX_BYTES: u64 = 1 << 20;

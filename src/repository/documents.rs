@@ -379,7 +379,7 @@ pub fn parse_placed<T: DeserializeOwned>(
 ///
 /// # Errors
 /// As said; a document without a readable format is damaged.
-pub fn check_format(json: &[u8], key: &Key) -> Result<()> {
+pub fn check_format(json: &[u8], key: &dyn std::fmt::Display) -> Result<()> {
     #[derive(Deserialize)]
     struct Head {
         format: u32,

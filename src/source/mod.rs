@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::types::{Finding, Level};
+
 use crate::clock::World;
 use crate::error::Result;
 use crate::progress::Progress;
@@ -120,62 +122,6 @@ pub struct Context {
     pub cancel: CancellationToken,
     /// Where progress goes.
     pub progress: Arc<dyn Progress>,
-}
-
-/// What `check` found out about one thing.
-#[derive(Clone, Debug, Serialize)]
-pub struct Finding {
-    /// What was looked at: `client`, `access`, `free space` …
-    pub name: String,
-    /// How it is.
-    pub level: Level,
-    /// One sentence.
-    pub text: String,
-    /// What to do, when it is not good.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
-
-/// How a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Good.
-    Ok,
-    /// Works, but the operator should know.
-    Warning,
-    /// A run would fail.
-    Error,
-}
-
-impl Finding {
-    /// All is well.
-    pub fn ok(name: &str, text: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            level: Level::Ok,
-            text: text.into(),
-            hint: None,
-        }
-    }
-    /// Works, but.
-    pub fn warning(name: &str, text: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            level: Level::Warning,
-            text: text.into(),
-            hint: Some(hint.into()),
-        }
-    }
-    /// Will not work.
-    pub fn error(name: &str, text: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            level: Level::Error,
-            text: text.into(),
-            hint: Some(hint.into()),
-        }
-    }
 }
 
 /// The content of a recovery point, read back in order.

@@ -1,9 +1,11 @@
 //! Values with a meaning: ids, names, digests, sizes. A wrong mix does not compile.
 
+mod finding;
 mod ids;
 mod key;
 mod unit_name;
 
+pub use finding::{Finding, Level};
 pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName, hex, unhex};
 pub use key::Key;
 pub use unit_name::UnitName;

@@ -1,6 +1,7 @@
 //! Takes recovery points: capture, cut, pack, commit.
 
 mod base;
+mod chunker;
 mod cutter;
 mod engine;
 mod rebuild;

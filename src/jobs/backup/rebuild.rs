@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::cutter::Chunker;
+use super::chunker::Chunker;
 use super::engine::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::repository::documents::Commit;

@@ -299,7 +299,7 @@ fn finish(target: &File, copied: u64, overlay: &Overlay) -> Result<(), Stop> {
     let size = u64::from(overlay.page_size);
     if overlay.pages == 0 {
         // No commit in any log: the file is all there is.
-        return if copied % size.max(1) == 0 {
+        return if copied.is_multiple_of(size.max(1)) {
             Ok(())
         } else {
             Err(Stop::Changed("its length"))

@@ -82,7 +82,7 @@ pub fn check(directory: &Path) -> Vec<Finding> {
 
 fn is_on_network(path: &Path) -> bool {
     const NETWORK: [i64; 5] = [0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x0102_1997];
-    rustix::fs::statfs(path).is_ok_and(|s| NETWORK.contains(&(s.f_type as i64)))
+    rustix::fs::statfs(path).is_ok_and(|s| NETWORK.contains(&{ s.f_type }))
 }
 
 /// Takes the snapshot.

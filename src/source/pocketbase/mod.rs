@@ -3,6 +3,7 @@
 mod copy;
 mod facts;
 mod local;
+mod ranged;
 mod remote;
 mod restore;
 mod storage;

@@ -2,7 +2,7 @@
 //! entry by entry) and removed afterwards. Only the databases are spooled, to count their rows.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,20 +12,16 @@ use chrono::{DateTime, Utc};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncRead;
-use tokio::runtime::Handle;
 
 use super::facts::{self, Facts};
+use super::ranged::Ranged;
 use crate::clock::World;
-use crate::error::{Context as _, Error, Kind, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::policy::PocketBasePolicy;
 use crate::secret::SecretText;
 use crate::source::{Attributes, Capture, Captured, Context, Cut, UnitHead};
 use crate::types::UnitName;
 
-/// What one ranged read asks for.
-const AHEAD: u64 = 4 << 20;
-/// File tokens live for two minutes or more; they are renewed sooner.
-const TOKEN_AGE: Duration = Duration::from_secs(60);
 /// Making a backup may take as long as PocketBase needs to zip its data.
 const BACKUP_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// Backups of ours begin so; leftovers of runs that died are removed.
@@ -38,13 +34,13 @@ const IN_MEMORY: u64 = 4 << 20;
 /// A remote server and its superuser.
 #[derive(Clone)]
 pub struct Remote {
-    client: Client,
-    base: String,
+    pub(super) client: Client,
+    pub(super) base: String,
     identity: SecretText,
     password: SecretText,
 }
 
-fn unreachable(what: &str, e: reqwest::Error) -> Error {
+pub(super) fn unreachable(what: &str, e: reqwest::Error) -> Error {
     // The URL may hold a token.
     Error::failed(format!("PocketBase does not answer: {what}"))
         .hint("Is the URL right, and the server running? `backup check` tries it.")
@@ -83,7 +79,7 @@ impl Remote {
             .map(|_| ())
     }
 
-    async fn log_in(&self) -> Result<SecretText> {
+    pub(super) async fn log_in(&self) -> Result<SecretText> {
         let body = json!({"identity": self.identity.expose(), "password": self.password.expose()});
         let answer = self
             .client
@@ -114,7 +110,7 @@ impl Remote {
         }
     }
 
-    async fn call(
+    pub(super) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -491,129 +487,5 @@ impl Capture for RemoteCapture {
         if let Err(e) = self.remote.remove(Some(&self.name)).await {
             tracing::warn!(backup = %self.name, error = %e.chain(), "the backup on the PocketBase server was not removed; the next run removes it");
         }
-    }
-}
-
-/// Reads a backup by ranges.
-struct Ranged {
-    remote: Remote,
-    world: World,
-    name: String,
-    runtime: Handle,
-    size: u64,
-    at: u64,
-    token: Option<(SecretText, Duration)>,
-    buffer: Vec<u8>,
-    buffer_at: u64,
-}
-
-impl Ranged {
-    async fn open(remote: Remote, world: World, name: String) -> Result<Self> {
-        let token = remote.log_in().await?;
-        let answer = remote
-            .call(Method::GET, "/api/backups", &token, None, None)
-            .await?;
-        let list: Value = answer
-            .json()
-            .await
-            .map_err(|e| unreachable("listing backups", e))?;
-        let size = list
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|b| b["key"] == name.as_str())
-            .and_then(|b| b["size"].as_u64())
-            .ok_or_else(|| Error::failed("PocketBase does not list the backup it made"))?;
-        Ok(Self {
-            remote,
-            world,
-            name,
-            runtime: Handle::current(),
-            size,
-            at: 0,
-            token: None,
-            buffer: Vec::new(),
-            buffer_at: 0,
-        })
-    }
-
-    async fn fetch(&mut self, from: u64) -> Result<()> {
-        let now = self.world.clock.since_boot();
-        let token = match &self.token {
-            Some((token, made)) if now.saturating_sub(*made) < TOKEN_AGE => token.clone(),
-            _ => {
-                let login = self.remote.log_in().await?;
-                let answer = self
-                    .remote
-                    .call(Method::POST, "/api/files/token", &login, None, None)
-                    .await?;
-                let value: Value = answer.json().await.map_err(|e| unreachable("a file token", e))?;
-                let token = SecretText::new(value["token"].as_str().unwrap_or_default().to_owned());
-                self.token = Some((token.clone(), now));
-                token
-            }
-        };
-        let to = (from + AHEAD).min(self.size);
-        let answer = self
-            .remote
-            .client
-            .get(format!("{}/api/backups/{}", self.remote.base, self.name))
-            .query(&[("token", token.expose())])
-            .header("Range", format!("bytes={from}-{}", to - 1))
-            .send()
-            .await
-            .map_err(|e| unreachable("reading the backup", e))?;
-        if answer.status() != StatusCode::PARTIAL_CONTENT {
-            return Err(Error::new(
-                Kind::Failed,
-                format!(
-                    "PocketBase answered {} to a ranged read of its backup",
-                    answer.status()
-                ),
-            ));
-        }
-        let bytes = answer
-            .bytes()
-            .await
-            .map_err(|e| unreachable("reading the backup", e))?;
-        if bytes.len() as u64 != to - from {
-            return Err(Error::failed("PocketBase's backup was cut short"));
-        }
-        self.buffer = bytes.to_vec();
-        self.buffer_at = from;
-        Ok(())
-    }
-}
-
-impl Read for Ranged {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        if self.at >= self.size || out.is_empty() {
-            return Ok(0);
-        }
-        let end = self.buffer_at + self.buffer.len() as u64;
-        if self.at < self.buffer_at || self.at >= end {
-            let (runtime, from) = (self.runtime.clone(), self.at);
-            runtime
-                .block_on(self.fetch(from))
-                .map_err(std::io::Error::other)?;
-        }
-        let from = (self.at - self.buffer_at) as usize;
-        let length = out.len().min(self.buffer.len() - from);
-        out[..length].copy_from_slice(&self.buffer[from..from + length]);
-        self.at += length as u64;
-        Ok(length)
-    }
-}
-
-impl Seek for Ranged {
-    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(at) => i128::from(at),
-            SeekFrom::End(by) => i128::from(self.size) + i128::from(by),
-            SeekFrom::Current(by) => i128::from(self.at) + i128::from(by),
-        };
-        self.at =
-            u64::try_from(target).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
-        Ok(self.at)
     }
 }
