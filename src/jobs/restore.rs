@@ -8,6 +8,7 @@ use super::Session;
 use super::report::RestoreReport;
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
+use crate::policy::SourceKind;
 use crate::recovery::{self, Candidate, Goal, Plan, Refusal};
 use crate::repository::Repository;
 use crate::repository::catalog::{Catalog, Point};
@@ -68,7 +69,7 @@ pub async fn plan(session: &Session, request: &Request) -> Result<RestoreReport>
     let planned = planned(session, request).await?;
     if let Some(target) = &request.target {
         let (context, _scratch) = context(session, &request.source, planned.commit.run)?;
-        restorer(&planned.commit.kind)?
+        restorer(session, &request.source, &planned.commit.kind)?
             .examine(&context, target, &request.options)
             .await?;
     }
@@ -90,7 +91,7 @@ pub async fn restore(session: &Session, request: &Request) -> Result<RestoreRepo
         .target
         .as_ref()
         .ok_or_else(|| Error::usage("--to is missing"))?;
-    let restorer = restorer(&commit.kind)?;
+    let restorer = restorer(session, &request.source, &commit.kind)?;
     let (context, scratch) = context(session, &request.source, commit.run)?;
     let mut keys = session.key_ring()?;
     if keys.is_empty() {
@@ -130,10 +131,15 @@ pub async fn restore(session: &Session, request: &Request) -> Result<RestoreRepo
 ///
 /// # Errors
 /// A kind that this build does not know.
-pub fn restorer(kind: &str) -> Result<Box<dyn Restorer>> {
+pub fn restorer(session: &Session, source: &SourceName, kind: &str) -> Result<Box<dyn Restorer>> {
+    // A policy may say where the client programs are; without one they are looked for.
+    let clients = session.policy.sources.get(source).and_then(|s| match &s.kind {
+        SourceKind::Postgres(postgres) => postgres.client_dir.clone(),
+        _ => None,
+    });
     match kind {
-        "postgres-logical" => Ok(Box::new(LogicalRestorer::default())),
-        "pocketbase" => Ok(Box::new(PocketBaseRestorer::default())),
+        "postgres-logical" => Ok(Box::new(LogicalRestorer::new().with_client_dir(clients))),
+        "pocketbase" => Ok(Box::new(PocketBaseRestorer)),
         other => Err(
             Error::failed(format!("this build can not restore a source of kind {other}"))
                 .hint("Use a newer Lifeboat, or restore.py in the repository."),
@@ -165,6 +171,14 @@ fn context(
 async fn planned(session: &Session, request: &Request) -> Result<Planned> {
     let repository = session.open(Role::Writer).await?;
     let source = &request.source;
+    if !session.policy.sources.contains_key(source) {
+        let names = repository.sources().await?;
+        if !names.contains(source) {
+            let names: Vec<&str> = names.iter().map(SourceName::as_str).collect();
+            return Err(Error::usage(format!("there is no source {source}"))
+                .hint(format!("The repository has: {}.", names.join(", "))));
+        }
+    }
     let catalog = repository.catalog(source).await?;
     let now = session.world.clock.now();
     let full: Vec<&Point> = catalog
