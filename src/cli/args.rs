@@ -32,6 +32,7 @@ Environment:
   LIFEBOAT_POLICY           the policy file, where --policy is not given
   LIFEBOAT_STATE            the state directory, where the policy gives none
   LIFEBOAT_LOG              what is logged: a level, or filters such as lifeboat=debug
+  LIFEBOAT_PG_BIN           where Postgres client programs are looked for first
   LIFEBOAT_DEMO_POSTGRES_BIN, LIFEBOAT_DEMO_POCKETBASE
                             what `backup demo` runs: a directory of programs, a program";
 
@@ -72,7 +73,13 @@ pub struct Global {
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// How logs are written to standard error
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "text|json",
+        default_value = "text",
+        hide_possible_values = true
+    )]
     pub log_format: LogFormat,
 }
 
@@ -162,7 +169,7 @@ pub struct ListArgs {
 /// `restore`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\nTARGET: a new or empty directory, a postgres:// URL, an s3:// URL; env:NAME or file:PATH where one stands\n(a password belongs there, not on the command line). With --all: one directory, or SOURCE=TARGET once per source.",
+    after_help = "Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\nTARGET: a new or empty directory, a postgres:// URL, an s3:// URL; or env:NAME, file:PATH, where one stands\n(a password belongs there, not on the command line). With --all: one directory, or SOURCE=TARGET\nonce per source.",
     group = ArgGroup::new("which").args(["source", "all"]).required(true),
     group = ArgGroup::new("moment").args(["at", "at_lsn", "at_xid", "at_name", "at_point"]).required(true),
 )]

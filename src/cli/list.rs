@@ -1,11 +1,12 @@
 //! `backup list [SOURCE | RUN]`
 
+use chrono::TimeDelta;
 use chrono_tz::Tz;
 
 use super::Surroundings;
 use super::args::ListArgs;
 use super::load;
-use super::text::{clean, count, rfc3339, size, table, utc, utc_or};
+use super::text::{clean, count, not_before, rfc3339, size, table, utc, utc_or};
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::report::{ListReport, ListedPoint, ListedSource, PointReport};
@@ -67,8 +68,8 @@ fn source_text(source: &ListedSource, zone: Tz) -> String {
         };
         out += &format!(
             "{what} from {} to {}\n",
-            load::echo(window.from, zone),
-            load::echo(window.to, zone)
+            load::echo(not_before(window.from, TimeDelta::milliseconds(1)), zone),
+            load::echo(not_before(window.to, TimeDelta::milliseconds(1)), zone)
         );
     }
     if source.points.is_empty() {
@@ -103,7 +104,7 @@ fn source_text(source: &ListedSource, zone: Tz) -> String {
 fn cells(point: &ListedPoint) -> [String; 5] {
     [
         point.run.to_string(),
-        utc(point.at),
+        super::text::point(point.at),
         size(point.bytes_content),
         size(point.bytes_stored),
         state(point),

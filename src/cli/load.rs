@@ -36,12 +36,10 @@ pub fn when(text: &str, zone: Tz, now: DateTime<Utc>) -> Result<When> {
 
 /// An instant in UTC and in the zone.
 pub fn echo(instant: DateTime<Utc>, zone: Tz) -> String {
-    let utc = super::text::rfc3339(instant);
     if zone == Tz::UTC {
-        return utc;
+        return super::text::rfc3339(instant);
     }
-    let local = instant.with_timezone(&zone);
-    format!("{utc} ({} {zone})", local.format("%Y-%m-%d %H:%M:%S%.f %Z"))
+    crate::when::echo(instant, zone)
 }
 
 /// A policy for `--repository URL`: it only says where the repository is. Endpoint and region come from the environment

@@ -2,7 +2,7 @@
 
 use super::Surroundings;
 use super::args::PruneArgs;
-use super::text::{count, size, table, utc};
+use super::text::{count, point, size, table, utc};
 use crate::error::Result;
 use crate::jobs;
 use crate::jobs::report::{Expired, PruneReport};
@@ -25,7 +25,12 @@ pub async fn prune(surroundings: &Surroundings, args: &PruneArgs) -> Result<u8> 
 }
 
 fn undone(back: &Expired) -> String {
-    format!("{} of {} (at {}) is back\n", back.run, back.source, utc(back.at))
+    format!(
+        "{} of {} (at {}) is back\n",
+        back.run,
+        back.source,
+        point(back.at)
+    )
 }
 
 fn text(report: &PruneReport) -> String {
@@ -41,7 +46,7 @@ fn text(report: &PruneReport) -> String {
                 [
                     k.source.to_string(),
                     k.run.to_string(),
-                    utc(k.at),
+                    point(k.at),
                     k.reasons.join(", "),
                 ]
             }),
@@ -61,7 +66,7 @@ fn text(report: &PruneReport) -> String {
                 [
                     e.source.to_string(),
                     e.run.to_string(),
-                    utc(e.at),
+                    point(e.at),
                     utc(e.undo_until),
                     waits.to_owned(),
                 ]

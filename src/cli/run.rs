@@ -5,24 +5,30 @@ use serde::Serialize;
 use super::Surroundings;
 use super::args::RunArgs;
 use super::target::unknown_source;
-use super::text::{size, span, table, utc_or};
+use super::text::{point_or, size, span, table};
 use crate::error::{Error, Kind, Result};
 use crate::jobs;
-use crate::jobs::report::{RunReport, RunResult};
+use crate::jobs::report::{Failure, RunReport, RunResult};
 use crate::policy::Policy;
 use crate::types::SourceName;
 
 #[derive(Serialize)]
 struct Runs {
     runs: Vec<RunReport>,
+    /// The first failure, when nothing was done: where scripts look for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
 }
 
 /// Takes recovery points.
 pub async fn run(surroundings: &Surroundings, args: &RunArgs) -> Result<u8> {
     let session = surroundings.session()?;
     let sources = chosen(&session.policy, &args.sources)?;
+    let runs = jobs::backup::run(&session, &sources).await;
+    let none_done = runs.iter().all(|r| r.result != RunResult::Done);
     let report = Runs {
-        runs: jobs::backup::run(&session, &sources).await,
+        error: runs.iter().filter(|_| none_done).find_map(|r| r.error.clone()),
+        runs,
     };
     surroundings.printer.bars().finish();
     for run in &report.runs {
@@ -107,7 +113,7 @@ fn text(runs: &[RunReport]) -> String {
                 run.source.to_string(),
                 result.to_owned(),
                 run.run.map_or_else(|| "-".to_owned(), |r| r.to_string()),
-                utc_or(run.at, "-"),
+                point_or(run.at, "-"),
                 size(run.bytes_read),
                 size(run.bytes_stored),
                 size(run.bytes_reused),

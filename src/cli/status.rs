@@ -1,7 +1,7 @@
 //! `backup status`
 
 use super::Surroundings;
-use super::text::{clean, span, table, utc, utc_or};
+use super::text::{clean, point_or, span, table, utc};
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::report::StatusReport;
@@ -33,7 +33,7 @@ fn text(report: &StatusReport) -> String {
         report.sources.iter().map(|s| {
             [
                 s.source.to_string(),
-                utc_or(s.newest_at, "none"),
+                point_or(s.newest_at, "none"),
                 or_none(s.rpo_seconds),
                 or_none(s.rpo_objective_seconds),
                 s.last_drill

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytesize::ByteSize;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, DurationRound as _, SecondsFormat, TimeDelta, Utc};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 /// A size in IEC units.
@@ -33,6 +33,25 @@ pub fn rfc3339(instant: DateTime<Utc>) -> String {
 /// An instant that may not be.
 pub fn utc_or(instant: Option<DateTime<Utc>>, otherwise: &str) -> String {
     instant.map_or_else(|| otherwise.to_owned(), utc)
+}
+
+/// The instant of a point, to the millisecond, never before it: copied to `--at` it finds this point and not the one
+/// before.
+pub fn point(instant: DateTime<Utc>) -> String {
+    not_before(instant, TimeDelta::milliseconds(1)).to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// As [`point`], where there may be none.
+pub fn point_or(instant: Option<DateTime<Utc>>, otherwise: &str) -> String {
+    instant.map_or_else(|| otherwise.to_owned(), point)
+}
+
+/// The first whole step at or after an instant.
+pub fn not_before(instant: DateTime<Utc>, step: TimeDelta) -> DateTime<Utc> {
+    let Ok(whole) = instant.duration_trunc(step) else {
+        return instant;
+    };
+    if whole < instant { whole + step } else { whole }
 }
 
 /// "1 recovery point", "2 recovery points".
@@ -68,7 +87,7 @@ fn is_hostile(c: char) -> bool {
 pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(header.map(|h| Cell::new(h.trim_start_matches('>').to_uppercase())));
+    table.set_header(header.map(|h| Cell::new(title(h.trim_start_matches('>')))));
     for row in rows {
         table.add_row(row.map(|cell| one_line(&cell)));
     }
@@ -83,6 +102,14 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     let mut text = table.trim_fmt();
     text.push('\n');
     text
+}
+
+/// In capitals up to a bracket, which may hold a name.
+fn title(text: &str) -> String {
+    match text.split_once('(') {
+        Some((before, bracket)) => format!("{}({bracket}", before.to_uppercase()),
+        None => text.to_uppercase(),
+    }
 }
 
 fn one_line(text: &str) -> String {
@@ -140,6 +167,20 @@ mod tests {
             [["a".to_owned(), "1".to_owned()], ["bcd\ne".into(), "100".into()]],
         );
         assert_eq!(text, "RUN    SIZE\na         1\nbcd e   100\n");
+    }
+
+    #[test]
+    fn the_instant_of_a_point_finds_it_again() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        assert_eq!(
+            point(at("2026-11-24T14:06:56.594738664Z")),
+            "2026-11-24T14:06:56.595Z"
+        );
+        assert_eq!(
+            point(at("2026-11-24T14:06:56.999001Z")),
+            "2026-11-24T14:06:57.000Z"
+        );
+        assert_eq!(point(at("2026-11-24T14:06:56.5Z")), "2026-11-24T14:06:56.500Z");
     }
 
     #[test]

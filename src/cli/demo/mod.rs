@@ -133,8 +133,10 @@ schedule = "30 6 * * *"
     );
     servers::write_private(&stage.root().join("policy.toml"), text.as_bytes())?;
     stage.other("cat", &["policy.toml"]).await?;
-    stage.secret("DEMO_ORDERS_URL", postgres.url("orders", true)?);
-    stage.secret("PGPASSWORD", postgres.password.clone());
+    stage.variable("DEMO_ORDERS_URL", postgres.url("orders", true)?);
+    stage.variable("PGPASSWORD", postgres.password.clone());
+    // A restore goes by the target, and a target has no client_dir.
+    stage.variable("LIFEBOAT_PG_BIN", parts.postgres.display().to_string());
     Ok(())
 }
 

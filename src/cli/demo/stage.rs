@@ -40,7 +40,7 @@ pub struct Stage<'a> {
     pub surroundings: &'a Surroundings,
     home: Home,
     program: PathBuf,
-    secrets: Vec<(&'static str, String)>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl<'a> Stage<'a> {
@@ -62,16 +62,16 @@ impl<'a> Stage<'a> {
             surroundings,
             home: Home { path, keep },
             program,
-            secrets: Vec::new(),
+            variables: Vec::new(),
         })
     }
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.home.path
     }
-    /// Gives the commands that follow a variable that holds a secret.
-    pub fn secret(&mut self, name: &'static str, value: String) {
-        self.secrets.push((name, value));
+    /// Gives the commands that follow a variable: variables go this way.
+    pub fn variable(&mut self, name: &'static str, value: String) {
+        self.variables.push((name, value));
     }
     /// Says something.
     ///
@@ -140,7 +140,7 @@ impl<'a> Stage<'a> {
         let line: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
         self.say(&format!("$ {name} {}", line.join(" ")))?;
         command
-            .envs(self.secrets.iter().map(|(name, value)| (*name, value.as_str())))
+            .envs(self.variables.iter().map(|(name, value)| (*name, value.as_str())))
             .stderr(Stdio::inherit());
         let (ok, output, _) = self.run(command).await?;
         self.say(&output)?;

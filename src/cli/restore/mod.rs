@@ -22,6 +22,7 @@ pub async fn restore(surroundings: &Surroundings, args: &RestoreArgs) -> Result<
     let session = session(surroundings, args)?;
     if let Some(source) = &args.source {
         refuse_unsuitable(args, source, &session.policy)?;
+        refuse_unknown(surroundings, &session, source).await?;
         one(surroundings, &session, args, source).await
     } else {
         all::all(surroundings, &session, args).await
@@ -102,6 +103,15 @@ fn aim(surroundings: &Surroundings, session: &Session, args: &RestoreArgs) -> Re
             .tell(&format!("at: {}", load::echo(instant, zone))),
     }
     Ok(Aim::When(when))
+}
+
+/// A source may have left the policy and still be in the repository; one that is in neither is a mistake in the name.
+async fn refuse_unknown(surroundings: &Surroundings, session: &Session, source: &SourceName) -> Result<()> {
+    if session.policy.sources.contains_key(source) {
+        return Ok(());
+    }
+    let listed = surroundings.reading(jobs::list::list(session, Some(source)));
+    listed.await.map(drop)
 }
 
 fn options(args: &RestoreArgs) -> RestoreOptions {
