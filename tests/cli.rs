@@ -1,6 +1,8 @@
 //! The command line as scripts meet it: help, exit codes, JSON errors and refusals of the real binary. What needs servers
 //! is in tests/journey.rs.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use std::path::Path;

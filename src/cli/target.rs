@@ -125,11 +125,12 @@ pub fn without_passwords(text: &str) -> String {
         let word = after.split([' ', '\'', '"', '\n']).next().unwrap_or(after);
         rest = after;
         if let Some((user, _)) = word.rsplit_once('@')
-            && let Some((name, _)) = user.split_once(':') {
-                out.push_str(name);
-                out.push_str(":***");
-                rest = &after[user.len()..];
-            }
+            && let Some((name, _)) = user.split_once(':')
+        {
+            out.push_str(name);
+            out.push_str(":***");
+            rest = &after[user.len()..];
+        }
     }
     out.push_str(rest);
     out
