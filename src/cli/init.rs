@@ -19,18 +19,18 @@ pub async fn init(surroundings: &Surroundings, args: &InitArgs) -> Result<u8> {
         None => None,
     };
     let session = surroundings.session()?;
-    if let (Some(recipient), Some(file)) = (recipient, &args.generate_identity) {
-        if !session.policy.encryption.recipients.contains(&recipient) {
-            return Err(Error::usage(format!(
-                "the policy does not encrypt to the recipient of {}: no repository was made",
-                file.display()
-            ))
-            .hint(format!(
-                "Put it into {} and run the same command again: {}",
-                session.policy.path.display(),
-                policy_lines(&recipient)
-            )));
-        }
+    if let (Some(recipient), Some(file)) = (recipient, &args.generate_identity)
+        && !session.policy.encryption.recipients.contains(&recipient)
+    {
+        return Err(Error::usage(format!(
+            "the policy does not encrypt to the recipient of {}: no repository was made",
+            file.display()
+        ))
+        .hint(format!(
+            "Put it into {} and run the same command again: {}",
+            session.policy.path.display(),
+            policy_lines(&recipient)
+        )));
     }
     let report = jobs::init::init(&session).await?;
     for warning in &report.warnings {
