@@ -115,7 +115,7 @@ fn has_password(url: &str) -> bool {
     in_user || in_query
 }
 
-/// Hides what stands between `:` and `@` in every URL of a message: for messages that quote arguments.
+/// Hides the passwords of every URL in a message: for messages that quote arguments.
 pub fn without_passwords(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -133,6 +133,20 @@ pub fn without_passwords(text: &str) -> String {
         }
     }
     out.push_str(rest);
+    without_password_parameters(&out)
+}
+
+/// The same for `password=…` in a query.
+fn without_password_parameters(text: &str) -> String {
+    const NAME: &str = "password=";
+    let mut parts = text.split(NAME);
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(['&', ' ', '\'', '"', '\n']).unwrap_or(part.len());
+        out.push_str(NAME);
+        out.push_str(if end > 0 { "***" } else { "" });
+        out.push_str(&part[end..]);
+    }
     out
 }
 
@@ -340,5 +354,9 @@ mod tests {
             "unexpected argument 'postgres://u:***@h/db' found, s3://b"
         );
         assert_eq!(without_passwords("http://h:80/x"), "http://h:80/x");
+        assert_eq!(
+            without_passwords("'postgres://h/d?sslpassword=a&password=b&c=d' found"),
+            "'postgres://h/d?sslpassword=***&password=***&c=d' found"
+        );
     }
 }

@@ -135,8 +135,6 @@ schedule = "30 6 * * *"
     stage.other("cat", &["policy.toml"]).await?;
     stage.variable("DEMO_ORDERS_URL", postgres.url("orders", true)?);
     stage.variable("PGPASSWORD", postgres.password.clone());
-    // A restore goes by the target, and a target has no client_dir.
-    stage.variable("LIFEBOAT_PG_BIN", parts.postgres.display().to_string());
     Ok(())
 }
 
