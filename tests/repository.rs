@@ -4,6 +4,8 @@
 
 #[path = "repository/retention.rs"]
 mod retention;
+#[path = "repository/rules.rs"]
+mod rules;
 #[path = "repository/without_us.rs"]
 mod without_us;
 #[path = "repository/world.rs"]
