@@ -32,10 +32,11 @@ pub struct Lock {
     _file: File,
 }
 
-/// A directory that is removed when dropped.
+/// A directory that is removed when dropped, and by the next run when its owner was killed: the lock tells.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
+    _lock: File,
 }
 
 impl StateDir {
@@ -122,9 +123,35 @@ impl StateDir {
     /// # Errors
     /// It can not be made.
     pub fn scratch(&self, run: RunId) -> Result<Scratch> {
-        let path = self.root.join("scratch").join(run.to_string());
-        make_dir(&path)?;
-        Ok(Scratch { path })
+        let all = self.root.join("scratch");
+        make_dir(&all)?;
+        remove_abandoned(&all);
+        let path = all.join(run.to_string());
+        let doing = || format!("can not use the directory {}", path.display());
+        // Somebody who cleans up may take it between the making and the lock: then once more.
+        for _ in 0..5 {
+            make_dir(&path)?;
+            let lock = File::open(&path).doing(doing)?;
+            if lock.try_lock().is_ok() && path.exists() {
+                return Ok(Scratch { path, _lock: lock });
+            }
+        }
+        Err(Error::failed(doing()))
+    }
+}
+
+/// Removes the scratch directories of processes that were killed.
+fn remove_abandoned(all: &Path) {
+    let Ok(entries) = fs::read_dir(all) else { return };
+    for path in entries.flatten().map(|e| e.path()) {
+        let Ok(directory) = File::open(&path) else {
+            continue;
+        };
+        if directory.try_lock().is_ok()
+            && let Err(e) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(path = %path.display(), error = %e, "an abandoned scratch directory was not removed");
+        }
     }
 }
 

@@ -284,3 +284,25 @@ async fn packs_are_written_again_when_refresh_says_so() {
     assert_eq!(drawn[80], 3, "nothing is old enough yet");
     assert_eq!(drawn[124], 0, "everything was written again within thirty days");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_run_left_in_the_state_directory_is_removed_and_a_living_one_is_not() {
+    let (fixture, _) = in_memory(58).await;
+    let state = lifeboat::state::StateDir::open(fixture.state_dir()).unwrap();
+    let living = state
+        .scratch("01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap())
+        .unwrap();
+    let dead = fixture.state_dir().join("scratch/01ARZ3NDEKTSV4RRFFQ69G5FAW");
+    std::fs::create_dir(&dead).unwrap();
+    std::fs::write(dead.join("data.db"), b"spooled").unwrap();
+    fixture.run(&small()).await.unwrap();
+    assert!(!dead.exists());
+    assert!(living.path().exists());
+    drop(living);
+    assert_eq!(
+        std::fs::read_dir(fixture.state_dir().join("scratch"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
