@@ -306,3 +306,55 @@ async fn what_a_killed_run_left_in_the_state_directory_is_removed_and_a_living_o
         0
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_and_deletions_laid_over_everything_change_nothing_with_versions() {
+    let mut kept = None;
+    let mut fixture = Fixture::new(59, |world| {
+        let store = lifeboat::store::memory::MemoryStore::versioned(world);
+        kept = Some(store.clone());
+        Arc::new(store) as lifeboat::store::SharedStore
+    })
+    .await;
+    let store = kept.unwrap();
+    let run = fixture.run(&small()).await.unwrap().commit.run;
+    for (n, key) in store.keys().into_iter().enumerate() {
+        if n % 2 == 0 {
+            store.tamper(&key, vec![b'x'; 400].into());
+        } else {
+            store.delete(&key).await.unwrap();
+        }
+    }
+    let verify = |session: &lifeboat::jobs::Session| {
+        let session = session.clone();
+        async move { lifeboat::jobs::verify::verify(&session, None, None, true).await }
+    };
+    fixture.session.identity_file = Some(fixture.identity());
+    assert!(
+        verify(&fixture.session).await.is_err(),
+        "without --versions nothing can be read"
+    );
+    fixture.session.versions = true;
+    let report = verify(&fixture.session).await.unwrap();
+    assert!(
+        report.damaged.is_empty() && report.missing.is_empty(),
+        "{report:?}"
+    );
+    let list = lifeboat::jobs::list::list(&fixture.session, None).await.unwrap();
+    assert_eq!(list.sources[0].points[0].run, run);
+    let shared = fixture.session.store.clone().unwrap();
+    let settings = Settings {
+        versions: true,
+        object_lock: None,
+    };
+    let repository = Repository::open(shared, settings, None).await.unwrap();
+    let commit = repository.commit(&fixture.source, run).await.unwrap().unwrap();
+    let text = std::fs::read_to_string(fixture.identity()).unwrap();
+    let identities =
+        lifeboat::repository::generation::parse_identities(&lifeboat::secret::SecretText::new(text), "test")
+            .unwrap();
+    let mut keys = lifeboat::repository::generation::KeyRing::new(identities);
+    lifeboat::repository::reader::OpenPoint::open(&repository, &fixture.source, &commit, &mut keys)
+        .await
+        .unwrap();
+}
