@@ -7,11 +7,56 @@ use std::path::Path;
 
 use lifeboat::error::Kind;
 use lifeboat::policy::{self, SecretRef, secrets};
+use proptest::prelude::*;
 
 const SHIPPED: [&str; 4] = ["example", "development", "staging", "production"];
 
 fn shipped(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("policies").join(name)).unwrap()
+}
+
+/// A change to a policy: a line left out, doubled, cut, or a piece of another one put into it.
+fn changed(text: &str, changes: &[(usize, usize, u8)]) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for (at, other, how) in changes {
+        let (at, other) = (at % lines.len(), other % lines.len());
+        let piece = lines[other].clone();
+        match how % 5 {
+            0 => lines[at] = String::new(),
+            1 => lines.insert(at, piece),
+            2 => lines[at] = lines[at].chars().take(other % 30).collect(),
+            3 => {
+                let key = lines[at].split('=').next().unwrap_or_default().to_owned();
+                lines[at] = format!("{key}= {}", piece.split_once('=').map_or("7", |(_, v)| v));
+            }
+            _ => lines[at] = lines[at].replace('"', ""),
+        }
+    }
+    lines.join("\n")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever is done to a policy: it is valid, or there is a reason with a place inside the text.
+    #[test]
+    fn a_policy_is_valid_or_there_is_a_reason(
+        changes in prop::collection::vec((0usize..400, 0usize..400, any::<u8>()), 1..4),
+    ) {
+        let text = changed(&shipped("example.toml"), &changes);
+        if let Err(errors) = policy::parse(&text, Path::new("p.toml"), &nothing) {
+            prop_assert!(!errors.problems.is_empty(), "refused without a reason:\n{}", text);
+            for problem in errors.problems {
+                prop_assert!(problem.line >= 1 && problem.line <= text.lines().count() + 1);
+                prop_assert!(problem.column >= 1 && !problem.message.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "(\\PC|\n){0,200}") {
+        let _ = policy::parse(&text, Path::new("p.toml"), &nothing);
+    }
 }
 
 fn nothing(_: &str) -> Option<String> {
@@ -160,6 +205,46 @@ fn everything_wrong_is_told_at_once_with_line_and_suggestion() {
         assert!(!text.contains(secret), "a secret is repeated:\n{text}");
     }
     assert_eq!(lifeboat::error::Error::from(errors).kind(), Kind::Usage);
+}
+
+#[test]
+fn a_bad_policy_is_told_whole() {
+    let bad = include_str!("policy/bad.toml");
+    let errors = policy::parse(bad, Path::new("policy.toml"), &nothing).unwrap_err();
+    let text = errors.to_string();
+    assert_eq!(text, include_str!("policy/bad.txt").trim_end(), "\n{text}");
+    assert!(!text.contains("SENTINEL"), "a secret is repeated:\n{text}");
+    assert!(!format!("{:?}", lifeboat::error::Error::from(errors)).contains("SENTINEL"));
+}
+
+#[test]
+fn what_only_a_bucket_has_is_refused_for_a_directory() {
+    let text = shipped("development.toml").replace(
+        "[encryption]",
+        "object_lock = { mode = \"governance\", days = 7 }\nregion = \"x\"\n[encryption]",
+    );
+    let errors = policy::parse(&text, Path::new("p.toml"), &nothing).unwrap_err();
+    let told: Vec<_> = errors
+        .problems
+        .iter()
+        .map(|p| (p.path.as_str(), p.message.as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("repository.object_lock", "has no meaning for a directory"),
+            ("repository.region", "has no meaning for a directory")
+        ]
+    );
+}
+
+#[test]
+fn every_mistake_of_syntax_is_told() {
+    let text = "environment = \nenvironment = \"a\"\n[repository\nurl = \"SENTINEL\nx = 1\n";
+    let errors = policy::parse(text, Path::new("p.toml"), &nothing).unwrap_err();
+    let lines: BTreeSet<usize> = errors.problems.iter().map(|p| p.line).collect();
+    assert!([1, 2, 3].iter().all(|l| lines.contains(l)), "{errors}");
+    assert!(!errors.to_string().contains("SENTINEL"), "{errors}");
 }
 
 #[test]

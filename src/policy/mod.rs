@@ -6,6 +6,7 @@ pub mod parse;
 pub mod reader;
 pub mod schema;
 pub mod secrets;
+mod sources;
 
 use std::path::{Path, PathBuf};
 
