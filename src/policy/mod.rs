@@ -7,6 +7,7 @@ pub mod reader;
 pub mod schema;
 pub mod secrets;
 mod sources;
+pub mod variables;
 
 use std::path::{Path, PathBuf};
 
