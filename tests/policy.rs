@@ -386,3 +386,28 @@ fn a_secret_that_is_none_is_refused_and_not_repeated() {
     // A device never ends.
     assert!(secrets::resolve(&SecretRef::File("/dev/zero".into()), &nothing).is_err());
 }
+
+/// What later versions run is read and validated already.
+#[test]
+fn a_policy_with_physical_and_bucket_sources_parses() {
+    let text = include_str!("policy/shop.toml");
+    let policy = policy::parse(text, Path::new("p.toml"), &nothing).unwrap_or_else(|e| panic!("{e}"));
+    let kinds: Vec<_> = policy
+        .sources
+        .iter()
+        .map(|(name, s)| (name.as_str(), s.kind.name()))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            ("app", "pocketbase"),
+            ("media", "bucket"),
+            ("orders", "postgres-physical")
+        ]
+    );
+    assert_eq!(policy.timezone.name(), "Europe/Berlin");
+    let orders = policy.sources.values().last().unwrap();
+    assert_eq!(orders.follow.unwrap().as_secs(), 5);
+    assert_eq!(orders.objective.rpo.unwrap().as_secs(), 30);
+    assert_eq!(orders.retention.as_ref().unwrap().1.monthly, 12);
+}
