@@ -241,4 +241,233 @@ fn keep_partials(points: &[Point], now: DateTime<Utc>, add: &mut impl FnMut(RunI
 }
 
 #[cfg(test)]
-mod tests;
+mod rules_tests;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn point(n: u64, at: &str) -> Point {
+        let at: DateTime<Utc> = at.parse().unwrap();
+        Point {
+            run: RunId::new(ulid::Ulid::from_parts(n, 0)),
+            at,
+            finished: at,
+            store_modified: at,
+            partial: false,
+            parent: None,
+            held: false,
+            proven: false,
+            tombstoned: false,
+        }
+    }
+
+    fn kept(points: &[Point], rules: RetentionRules, zone: Tz, now: &str) -> Vec<String> {
+        let decisions = plan(points, Some(&rules), zone, now.parse().unwrap());
+        let at = |run| points.iter().find(|p| p.run == run).unwrap().at.to_rfc3339();
+        decisions
+            .iter()
+            .filter(|d| d.kept())
+            .map(|d| format!("{} {}", at(d.run), d.keep.join(", ")))
+            .collect()
+    }
+
+    fn every(hours: i64, count: i64, from: &str) -> Vec<Point> {
+        let from: DateTime<Utc> = from.parse().unwrap();
+        (0..count)
+            .map(|n| point(n as u64, &(from + TimeDelta::hours(hours * n)).to_rfc3339()))
+            .collect()
+    }
+
+    #[test]
+    fn days_are_those_of_the_zone() {
+        // 23:30 UTC is the next day in Berlin.
+        let points = [
+            point(1, "2026-11-20T22:30:00Z"),
+            point(2, "2026-11-20T23:30:00Z"),
+            point(3, "2026-11-21T10:00:00Z"),
+            point(4, "2026-11-21T11:00:00Z"),
+        ];
+        let rules = RetentionRules {
+            daily: 2,
+            ..RetentionRules::default()
+        };
+        assert_eq!(
+            kept(&points, rules, Tz::Europe__Berlin, "2026-11-21T12:00:00Z"),
+            [
+                "2026-11-20T22:30:00+00:00 daily 2026-11-20",
+                "2026-11-21T10:00:00+00:00 newest 2",
+                "2026-11-21T11:00:00+00:00 newest 2, daily 2026-11-21"
+            ]
+        );
+        assert_eq!(
+            kept(&points, rules, Tz::UTC, "2026-11-21T12:00:00Z"),
+            [
+                "2026-11-20T23:30:00+00:00 daily 2026-11-20",
+                "2026-11-21T10:00:00+00:00 newest 2",
+                "2026-11-21T11:00:00+00:00 newest 2, daily 2026-11-21"
+            ]
+        );
+    }
+
+    #[test]
+    fn weeks_are_iso_weeks_and_the_repeated_hour_is_two_hours() {
+        // 2027-01-01 is a Friday: it belongs to week 53 of 2026.
+        let points = every(24, 12, "2026-12-25T10:00:00Z");
+        let rules = RetentionRules {
+            weekly: 3,
+            yearly: 2,
+            ..RetentionRules::default()
+        };
+        let list = kept(&points, rules, Tz::UTC, "2027-01-06T00:00:00Z").join("\n");
+        for wanted in [
+            "2026-12-27T10:00:00+00:00 weekly 2026-W52",
+            "2026-12-31T10:00:00+00:00 yearly 2026",
+            "2027-01-03T10:00:00+00:00 weekly 2026-W53",
+            "weekly 2027-W01, yearly 2027",
+        ] {
+            assert!(list.contains(wanted), "{wanted}\n{list}");
+        }
+        let night = [
+            point(1, "2026-10-25T00:10:00Z"),
+            point(2, "2026-10-25T00:50:00Z"),
+            point(3, "2026-10-25T01:10:00Z"),
+            point(4, "2026-10-25T01:50:00Z"),
+        ];
+        let rules = RetentionRules {
+            hourly: 2,
+            ..RetentionRules::default()
+        };
+        let list = kept(&night, rules, Tz::Europe__Berlin, "2026-10-25T02:00:00Z").join("\n");
+        assert!(
+            list.contains("hourly 2026-10-25 02h+0200") && list.contains("hourly 2026-10-25 02h+0100"),
+            "{list}"
+        );
+    }
+
+    #[test]
+    fn the_window_keeps_every_point_and_reasons_add_up() {
+        let points = every(1, 72, "2026-11-20T00:00:00Z");
+        let rules = RetentionRules {
+            window: Some(Duration::from_secs(86_400)),
+            daily: 3,
+            ..RetentionRules::default()
+        };
+        let list = kept(&points, rules, Tz::UTC, "2026-11-22T23:30:00Z");
+        assert_eq!(list.len(), 24 + 2, "a day, and the newest of the two days before");
+        assert!(
+            list.last()
+                .unwrap()
+                .ends_with("newest 2, window 1day, daily 2026-11-22"),
+            "{list:?}"
+        );
+    }
+
+    #[test]
+    fn partial_commits_go_when_superseded_or_old() {
+        let now = "2026-11-20T00:00:00Z";
+        let mut points = vec![
+            point(1, "2026-11-19T00:00:00Z"),
+            point(2, "2026-11-19T01:00:00Z"),
+            point(3, "2026-11-19T02:00:00Z"),
+            point(4, "2026-11-01T00:00:00Z"),
+        ];
+        for n in [0, 1, 3] {
+            points[n].partial = true;
+        }
+        points[2].parent = Some(points[1].run);
+        points[1].parent = None;
+        let decisions = plan(&points, None, Tz::UTC, now.parse().unwrap());
+        let kept: Vec<bool> = decisions.iter().map(Decision::kept).collect();
+        assert_eq!(kept, [true, false, true, false]);
+    }
+
+    fn some_points() -> impl Strategy<Value = Vec<Point>> {
+        proptest::collection::vec((0i64..20_000, any::<bool>(), 0u8..10), 0..60).prop_map(|all| {
+            let mut points: Vec<Point> = Vec::new();
+            for (n, (minutes, held, luck)) in all.into_iter().enumerate() {
+                let at = DateTime::from_timestamp(1_790_000_000 + minutes * 600, 0).unwrap();
+                let mut p = point(n as u64, &at.to_rfc3339());
+                p.held = held && luck == 0;
+                p.proven = luck == 1;
+                points.push(p);
+            }
+            points
+        })
+    }
+
+    fn some_rules() -> impl Strategy<Value = RetentionRules> {
+        (
+            0u32..4,
+            0u32..5,
+            0u32..4,
+            0u32..4,
+            0u32..3,
+            proptest::option::of(0u64..10),
+        )
+            .prop_map(|(h, d, w, m, y, days)| RetentionRules {
+                window: days.map(|n| Duration::from_secs(n * 86_400)),
+                hourly: h,
+                daily: d,
+                weekly: w,
+                monthly: m,
+                yearly: y,
+            })
+    }
+
+    fn kept_runs(points: &[Point], rules: &RetentionRules) -> BTreeSet<RunId> {
+        let now = DateTime::from_timestamp(1_802_100_000, 0).unwrap();
+        plan(points, Some(rules), Tz::Europe__Berlin, now)
+            .into_iter()
+            .filter(Decision::kept)
+            .map(|d| d.run)
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn two_are_always_left_and_held_and_proven_ones_stay(points in some_points(), rules in some_rules()) {
+            let kept = kept_runs(&points, &rules);
+            prop_assert!(kept.len() >= points.len().min(2));
+            let newest = points.iter().max_by_key(|p| (p.at, p.run));
+            prop_assert!(newest.is_none_or(|p| kept.contains(&p.run)));
+            prop_assert!(points.iter().filter(|p| p.held).all(|p| kept.contains(&p.run)));
+            let proven = points.iter().filter(|p| p.proven).max_by_key(|p| (p.at, p.run));
+            prop_assert!(proven.is_none_or(|p| kept.contains(&p.run)));
+        }
+
+        #[test]
+        fn expiring_twice_expires_nothing_more(points in some_points(), rules in some_rules()) {
+            let first = kept_runs(&points, &rules);
+            let left: Vec<Point> = points.iter().filter(|p| first.contains(&p.run)).cloned().collect();
+            prop_assert_eq!(kept_runs(&left, &rules), first);
+        }
+
+        #[test]
+        fn the_order_of_the_points_does_not_matter(points in some_points(), rules in some_rules()) {
+            let mut reversed = points.clone();
+            reversed.reverse();
+            prop_assert_eq!(kept_runs(&points, &rules), kept_runs(&reversed, &rules));
+        }
+
+        #[test]
+        fn forged_points_push_nobody_out(
+            points in some_points(), rules in some_rules(),
+            forged in proptest::collection::vec((0i64..40_000, 7_200i64..1_000_000), 1..20),
+        ) {
+            let before = kept_runs(&points, &rules);
+            let mut with = points.clone();
+            for (n, (minutes, off)) in forged.into_iter().enumerate() {
+                let at = DateTime::from_timestamp(1_790_000_000 + minutes * 600, 0).unwrap();
+                let mut p = point(1000 + n as u64, &at.to_rfc3339());
+                // The store says when it was really written.
+                p.store_modified = at - TimeDelta::seconds(off);
+                with.push(p);
+            }
+            let after = kept_runs(&with, &rules);
+            if !points.is_empty() {
+                prop_assert!(before.is_subset(&after), "{:?}", before.difference(&after));
+            }
+        }
+    }
+}

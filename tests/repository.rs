@@ -4,6 +4,10 @@
 
 #[path = "repository/retention.rs"]
 mod retention;
+#[path = "repository/rules.rs"]
+mod rules;
+#[path = "repository/without_us.rs"]
+mod without_us;
 #[path = "repository/world.rs"]
 mod world;
 
@@ -28,6 +32,13 @@ async fn in_memory(seed: u64) -> (Fixture, MemoryStore) {
     })
     .await;
     (fixture, kept.unwrap())
+}
+
+/// A repository in a directory.
+async fn in_directory(seed: u64) -> (Fixture, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = without_us::fixture(seed, directory.path()).await;
+    (fixture, directory)
 }
 
 fn pages(mut content: Vec<u8>, changed: &[usize], seed: u64) -> Vec<u8> {

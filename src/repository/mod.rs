@@ -6,6 +6,7 @@ pub mod frame;
 pub mod generation;
 pub mod index;
 pub mod layout;
+mod locks;
 pub mod manifest;
 pub mod pack;
 pub mod packer;

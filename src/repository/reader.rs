@@ -20,7 +20,7 @@ use crate::source::{PointContent, RestoredUnit};
 use crate::types::{Digest, RunId, SourceName};
 
 /// Decrypted packs kept at once; each is about 16 MiB.
-const PACKS_KEPT: usize = 4;
+const PACKS_KEPT: usize = 3;
 /// Decoded frames kept at once; each is at most 4 MiB.
 const FRAMES_KEPT: usize = 8;
 /// Stretches read ahead; each is at most 16 MiB.

@@ -108,11 +108,8 @@ pub async fn take(source: &PocketBaseSource) -> Result<Point> {
     capture.cleanup().await;
     let names: Vec<_> = units.iter().map(|(u, _)| u.name.clone()).collect();
     assert!(names.is_sorted(), "units come in order");
-    Ok(Point {
-        units,
-        captured,
-        left: None,
-    })
+    assert!(captured.facts["rows"].is_u64());
+    Ok(Point { units, left: None })
 }
 
 /// Restores into a directory and expects the facts to agree.

@@ -319,3 +319,62 @@ async fn without_retention_everything_is_kept() {
     assert_eq!(report.keep.len(), points.len());
     assert!(report.expire.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_drawn_on_stays_locked_and_a_locked_object_is_no_error() {
+    let mut kept = None;
+    let mut fixture = Fixture::new(12, |world| {
+        let store = MemoryStore::versioned(world);
+        kept = Some(store.clone());
+        Arc::new(store) as SharedStore
+    })
+    .await;
+    let store = kept.unwrap();
+    let policy = Arc::make_mut(&mut fixture.session.policy);
+    policy.repository.object_lock = Some(lifeboat::policy::ObjectLock {
+        mode: lifeboat::store::LockMode::Governance,
+        days: 10,
+    });
+    fixture.set_retention(RetentionRules {
+        daily: 1,
+        ..RetentionRules::default()
+    });
+    let points = points(&fixture, 8).await;
+    let until = async |key| {
+        store
+            .head(&key, View::First)
+            .await
+            .unwrap()
+            .unwrap()
+            .lock
+            .unwrap()
+            .until
+    };
+    let now = fixture.session.world.clock.now();
+    let half = now + TimeDelta::days(4);
+    // The first run's pack is drawn on by every point: each run that finds it half through locks it anew.
+    let pack = layout::pack(&fixture.source, points[0].0, 0);
+    assert!(
+        until(pack.clone()).await >= half,
+        "a run extends what it draws on"
+    );
+    assert!(until(layout::commit(&fixture.source, points[7].0)).await >= half);
+    fixture.clock.advance(TimeDelta::days(6));
+    prune::prune(&fixture.session, false).await.unwrap();
+    let now = fixture.session.world.clock.now();
+    for key in [
+        pack,
+        layout::commit(&fixture.source, points[7].0),
+        layout::commit(&fixture.source, points[6].0),
+    ] {
+        assert!(
+            until(key.clone()).await >= now + TimeDelta::days(5),
+            "prune extends {key}"
+        );
+    }
+    // Expired points go when their grace is over; their versions stay until the locks end.
+    fixture.clock.advance(TimeDelta::hours(74));
+    prune::prune(&fixture.session, false).await.unwrap();
+    assert!(!exists(&fixture, points[0].0).await);
+    fixture.assert_restores(points[7].0, &points[7].1).await;
+}

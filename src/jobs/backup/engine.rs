@@ -25,7 +25,6 @@ use crate::repository::packer::{Packer, PackerTarget};
 use crate::repository::{Repository, layout};
 use crate::source::{Capture, Captured, Context, Source};
 use crate::state::{self, StateDir};
-use crate::store::Lock;
 use crate::types::{RunId, SourceName, hex, unhex};
 
 /// How often a run is taken anew because what it built on went away.
@@ -511,12 +510,9 @@ impl Engine {
 
     /// Object Lock: objects of older runs that this point draws on and that have less than half of their time left.
     async fn extend_locks(&self, committed: &Committed) -> Result<Vec<String>> {
-        let Some(lock) = self.repository.object_lock() else {
+        if self.repository.object_lock().is_none() {
             return Ok(Vec::new());
-        };
-        let now = self.world.clock.now();
-        let half = now + chrono::Duration::days(i64::from(lock.days)) / 2;
-        let until = now + chrono::Duration::days(i64::from(lock.days));
+        }
         let mut keys = Vec::new();
         for (number, entry) in &committed.runs {
             if entry.run == committed.commit.run {
@@ -528,26 +524,7 @@ impl Engine {
             let packs = committed.packs.keys().filter(|(r, _)| r == number);
             keys.extend(packs.map(|(_, p)| layout::pack(&self.source, entry.run, *p)));
         }
-        let mut refused = 0;
-        for key in keys {
-            let info = self.repository.store().head(&key, self.repository.view()).await?;
-            if info.is_some_and(|i| i.lock.is_none_or(|l| l.until < half))
-                && let Err(e) = self
-                    .repository
-                    .store()
-                    .extend_lock(
-                        &key,
-                        Lock {
-                            mode: lock.mode,
-                            until,
-                        },
-                    )
-                    .await
-            {
-                tracing::warn!(key = %key, error = %e, "an Object Lock was not extended");
-                refused += 1;
-            }
-        }
+        let refused = self.repository.extend_locks(&self.world, keys).await?;
         Ok(if refused == 0 {
             Vec::new()
         } else {

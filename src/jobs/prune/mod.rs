@@ -17,7 +17,7 @@ use crate::repository::documents::{self, Tombstone};
 use crate::repository::{Repository, layout};
 use crate::retention::{self, Decision};
 use crate::store::Fault;
-use crate::types::{RunId, SourceName};
+use crate::types::{Key, RunId, SourceName};
 
 /// Sweep waits this much longer than the grace, undo is refused this much earlier, so that they never meet.
 const MARGIN: TimeDelta = TimeDelta::hours(1);
@@ -123,7 +123,56 @@ async fn prune_source(
         }
     }
     let expired: BTreeSet<RunId> = expire.into_iter().collect();
+    if !report.dry_run {
+        extend_locks(session, repository, source, &catalog, &expired, report).await?;
+    }
     sweep::sweep(session, repository, source, &expired, now, report).await
+}
+
+/// Object Lock: every kept point, and what it draws on, is locked anew before its lock ends.
+async fn extend_locks(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    catalog: &Catalog,
+    expired: &BTreeSet<RunId>,
+    report: &mut PruneReport,
+) -> Result<()> {
+    if repository.object_lock().is_none() {
+        return Ok(());
+    }
+    let kept: Vec<_> = catalog
+        .points
+        .values()
+        .map(|p| &p.commit)
+        .filter(|c| !expired.contains(&c.run))
+        .collect();
+    let mut keys: BTreeSet<Key> = BTreeSet::new();
+    for (run, refs) in repository.all_refs(source, &kept).await? {
+        keys.insert(layout::commit(source, run));
+        keys.extend(
+            repository
+                .list(&layout::run_prefix(source, run))
+                .await?
+                .into_iter()
+                .map(|o| o.key),
+        );
+        for reference in refs.0.values() {
+            keys.insert(layout::run_object(source, reference.run, layout::SUMS));
+            if reference.manifest {
+                keys.insert(layout::run_object(source, reference.run, layout::MANIFEST));
+            }
+            let packs = reference.packs.iter().flat_map(|(a, b)| *a..=*b);
+            keys.extend(packs.map(|n| layout::pack(source, reference.run, n)));
+        }
+    }
+    let refused = repository.extend_locks(&session.world, keys).await?;
+    if refused > 0 {
+        report.warnings.push(format!(
+            "{source}: the Object Lock of {refused} objects could not be extended"
+        ));
+    }
+    Ok(())
 }
 
 /// What the policy keeps and expires, computed from the catalog. Partial commits are decided too.

@@ -4,13 +4,13 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use super::tls::{self, SslMode};
+pub(crate) use super::value::{instant, value};
 use crate::error::{Error, Kind, Result};
 use crate::secret::SecretText;
 
@@ -573,27 +573,6 @@ impl Deref for Session {
     fn deref(&self) -> &Client {
         &self.client
     }
-}
-
-/// A column's value.
-///
-/// # Errors
-/// The server gave another type than asked for.
-pub(crate) fn value<'a, T: tokio_postgres::types::FromSql<'a>>(
-    row: &'a tokio_postgres::Row,
-    index: usize,
-) -> Result<T> {
-    row.try_get(index)
-        .map_err(|e| Error::failed("the server gave an unexpected value").because(e))
-}
-
-/// An instant from microseconds since 1970, as queries give it.
-///
-/// # Errors
-/// A time that no clock shows.
-pub(crate) fn instant(microseconds: i64) -> Result<DateTime<Utc>> {
-    DateTime::from_timestamp_micros(microseconds)
-        .ok_or_else(|| Error::failed("the server gave a time that can not be"))
 }
 
 /// The error of work that was cancelled.

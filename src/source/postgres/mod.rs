@@ -7,5 +7,6 @@ mod facts;
 mod logical;
 mod quote;
 mod tls;
+mod value;
 
 pub use logical::{LogicalRestorer, PostgresSource};
