@@ -76,18 +76,24 @@ impl Decision {
 }
 
 /// Decides over all points; the answer is in the order of the points.
+///
+/// Each rule is applied to several sets of points, the more doubtful ones added one after another, and a point that is
+/// chosen in any of them is kept. So a doubtful point is kept or expired by its own recorded time, but takes no other
+/// point's place: whatever a rule chooses without it stays chosen. Doubtful, in rising order, are a finish that is more
+/// than 1 h off the store's time (where all are so, as in a copied repository, recorded time decides by itself), and a
+/// time in the future. In the same way a point that lies under a tombstone, and so can not be offered, takes no place
+/// of one that can. Expired points are chosen in none of the sets, so removing them changes no other decision.
 pub fn plan(points: &[Point], rules: Option<&RetentionRules>, zone: Tz, now: DateTime<Utc>) -> Vec<Decision> {
-    let mut reasons: BTreeMap<RunId, Vec<String>> = points.iter().map(|p| (p.run, Vec::new())).collect();
+    let mut reasons: BTreeMap<RunId, Vec<String>> = BTreeMap::new();
     let mut add = |run: RunId, reason: String| {
-        if let Some(list) = reasons.get_mut(&run) {
+        let list = reasons.entry(run).or_default();
+        if !list.contains(&reason) {
             list.push(reason);
         }
     };
     let mut full: Vec<&Point> = points.iter().filter(|p| !p.partial).collect();
     full.sort_by_key(|p| std::cmp::Reverse((p.at, p.run)));
-    // Where no point can be trusted, as in a copied repository, recorded time decides.
-    let trusts_any = full.iter().any(|p| is_trusted(p, now));
-    let trusted = |p: &Point| !trusts_any || is_trusted(p, now);
+    let sets = nested(&full, now);
     for point in &full {
         if point.held {
             add(point.run, "hold".to_owned());
@@ -96,30 +102,32 @@ pub fn plan(points: &[Point], rules: Option<&RetentionRules>, zone: Tz, now: Dat
             add(point.run, "no retention: everything is kept".to_owned());
         }
     }
-    // A point that is not trusted may stand beside the newest, but takes nobody's place.
-    for newest in places(&full, NEWEST, &trusted, |_| None) {
-        add(newest.0, format!("newest {NEWEST}"));
+    for set in &sets {
+        for newest in set.iter().take(NEWEST) {
+            add(newest.run, format!("newest {NEWEST}"));
+        }
     }
-    if let Some(proven) = full.iter().find(|p| p.proven) {
-        add(proven.run, "newest proven".to_owned());
+    for set in &sets {
+        if let Some(proven) = set.iter().find(|p| p.proven) {
+            add(proven.run, "newest proven".to_owned());
+        }
     }
     if let Some(rules) = rules {
-        if let Some(window) = rules.window.and_then(|w| TimeDelta::from_std(w).ok()) {
-            for point in full.iter().filter(|p| now - p.at <= window) {
+        if let Some(window) = rules.window {
+            // A window beyond all calendars keeps everything.
+            let span = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
+            for point in full.iter().filter(|p| now - p.at <= span) {
                 add(
                     point.run,
-                    format!(
-                        "window {}",
-                        humantime::format_duration(rules.window.unwrap_or_default())
-                    ),
+                    format!("window {}", humantime::format_duration(window)),
                 );
             }
         }
         for (count, name, bucket) in calendar(rules) {
-            for (run, label) in places(&full, count as usize, &trusted, |p| {
-                Some(bucket(p.at.with_timezone(&zone)))
-            }) {
-                add(run, format!("{name} {label}"));
+            for set in &sets {
+                for (run, label) in places(set, count, |p| bucket(p.at.with_timezone(&zone))) {
+                    add(run, format!("{name} {label}"));
+                }
             }
         }
     }
@@ -128,13 +136,48 @@ pub fn plan(points: &[Point], rules: Option<&RetentionRules>, zone: Tz, now: Dat
         .iter()
         .map(|p| Decision {
             run: p.run,
-            keep: reasons.remove(&p.run).unwrap_or_default(),
+            keep: reasons.get(&p.run).cloned().unwrap_or_default(),
         })
         .collect()
 }
 
-fn is_trusted(point: &Point, now: DateTime<Utc>) -> bool {
-    (point.finished - point.store_modified).abs() <= TRUSTED_OFFSET && point.at <= now + TRUSTED_OFFSET
+/// How far the recorded time of a point is to be doubted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    None,
+    OffStoreTime,
+    Future,
+}
+
+fn doubt(point: &Point, now: DateTime<Utc>) -> Doubt {
+    if point.at.max(point.finished) > now + TRUSTED_OFFSET {
+        Doubt::Future
+    } else if (point.finished - point.store_modified).abs() > TRUSTED_OFFSET {
+        Doubt::OffStoreTime
+    } else {
+        Doubt::None
+    }
+}
+
+/// The sets that each rule is applied to, the points in the order given, without repetition.
+fn nested<'a>(newest_first: &[&'a Point], now: DateTime<Utc>) -> Vec<Vec<&'a Point>> {
+    let mut sets: Vec<Vec<&Point>> = Vec::new();
+    for buried_too in [false, true] {
+        for most in [Doubt::None, Doubt::OffStoreTime, Doubt::Future] {
+            let set: Vec<&Point> = newest_first
+                .iter()
+                .filter(|p| (buried_too || !p.tombstoned) && doubt(p, now) <= most)
+                .copied()
+                .collect();
+            let same = |other: &Vec<&Point>| {
+                other.len() == set.len() && other.iter().zip(&set).all(|(a, b)| a.run == b.run)
+            };
+            if !sets.iter().any(same) {
+                sets.push(set);
+            }
+        }
+    }
+    sets
 }
 
 type Bucket = fn(DateTime<Tz>) -> String;
@@ -156,32 +199,20 @@ fn calendar(rules: &RetentionRules) -> [(u32, &'static str, Bucket); 5] {
     ]
 }
 
-/// The newest point of each of the newest `count` buckets that trusted points fill (without buckets: the newest `count`
-/// points). A point that is not trusted is kept beside a trusted one of its bucket, within the same span.
-fn places<F>(
-    newest_first: &[&Point],
-    count: usize,
-    trusted: &impl Fn(&Point) -> bool,
-    bucket: F,
-) -> Vec<(RunId, String)>
-where
-    F: Fn(&Point) -> Option<String>,
-{
+/// The newest point of each of the newest `count` buckets that have a point.
+fn places(newest_first: &[&Point], count: u32, bucket: impl Fn(&Point) -> String) -> Vec<(RunId, String)> {
     let mut kept = Vec::new();
-    for wanted in [true, false] {
-        let mut seen = BTreeSet::new();
-        for point in newest_first.iter().filter(|p| trusted(p) == wanted) {
-            let label = bucket(point);
-            let key = label.clone().unwrap_or_else(|| point.run.to_string());
-            if seen.contains(&key) {
-                continue;
-            }
-            if seen.len() == count {
-                break;
-            }
-            seen.insert(key);
-            kept.push((point.run, label.unwrap_or_default()));
+    let mut seen = BTreeSet::new();
+    for point in newest_first {
+        let label = bucket(point);
+        if seen.contains(&label) {
+            continue;
         }
+        if seen.len() >= count as usize {
+            break;
+        }
+        seen.insert(label.clone());
+        kept.push((point.run, label));
     }
     kept
 }
@@ -209,6 +240,8 @@ fn keep_partials(points: &[Point], now: DateTime<Utc>, add: &mut impl FnMut(RunI
     }
 }
 
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests {
     use super::*;

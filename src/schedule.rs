@@ -1,25 +1,36 @@
 //! Cron text and a zone in, slots out. Pure.
 //!
-//! Five fields with Vixie's rule for days (day of month OR day of week when both are set), or `@hourly` and friends.
-//! When clocks go forward a slot in the gap falls on the first instant after it; when they go back a slot in the repeated
-//! hour happens once, patterns of every hour in both. What is due, and what was missed, comes with the daemon.
+//! Five fields as Vixie's cron has them, or `@hourly` and friends. Day of month and day of week are alternatives, unless
+//! one of the two begins with `*`; then both must match. When clocks go forward, what falls into the gap comes once, at
+//! the first instant after it; when they go back, a slot of the repeated hour comes once, in the first of the two. Patterns
+//! of every hour go by elapsed time instead: they come in both repeated hours, and nothing is made up for a skipped one.
+//! What is due, and what was missed, comes with the daemon.
+
+mod fields;
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
-use chrono_tz::Tz;
+use chrono::{DateTime, Days, LocalResult, NaiveDateTime, TimeZone as _, Timelike as _, Utc};
+use chrono_tz::{GapInfo, Tz};
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 
 use crate::error::{Error, Result};
+use fields::Fields;
 
-/// Slots looked at to find the usual interval: enough for a year of daily ones.
-const LOOKED_AT: usize = 400;
+/// The rarest pattern that comes at all (29 February on some days of the week) comes within this.
+const RAREST_DAYS: u64 = 41 * 366;
+/// Days looked at to find the usual interval.
+const LOOKED_AT_DAYS: u64 = 400;
+/// Slots of the wall clock that may lie in one repeated hour, or share one instant after a gap: a day's minutes are more
+/// than any change of clocks had.
+const FOLDED_MAX: usize = 2 * 1440;
 
 /// A schedule.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     cron: Cron,
+    fields: Fields,
     zone: Tz,
 }
 
@@ -33,35 +44,52 @@ impl Schedule {
             Error::usage(format!("{text:?} is not a schedule: {why}"))
                 .hint("Use five fields (minute hour day month weekday), such as \"0 2 * * *\", or @hourly, @daily, @weekly, @monthly, @yearly.")
         };
-        let text = text.trim();
-        if !text.starts_with('@') && text.split_whitespace().count() != 5 {
-            return Err(bad(format!("it has {} fields", text.split_whitespace().count())));
-        }
-        let parser = CronParser::builder()
+        let fields = Fields::parse(text).map_err(bad)?;
+        // The engine is given numbers only: its own names, nicknames and extensions are another dialect.
+        let cron = CronParser::builder()
             .seconds(Seconds::Disallowed)
             .year(Year::Disallowed)
-            .build();
-        let cron = parser.parse(text).map_err(|e| bad(e.to_string()))?;
-        let schedule = Self { cron, zone };
-        // Any pattern that comes at all comes within a leap cycle from any instant.
-        if schedule
-            .next(DateTime::from_timestamp(1_767_225_600, 0).unwrap_or_default())
-            .is_none()
-        {
-            return Err(bad("it never comes".to_owned()));
-        }
-        Ok(schedule)
+            .dom_and_dow(fields.both_days())
+            .build()
+            .parse(&fields.to_string())
+            .map_err(|e| bad(e.to_string()))?;
+        Ok(Self { cron, fields, zone })
     }
 
     /// The first slot after an instant.
     pub fn next(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let local = after.with_timezone(&self.zone);
-        let next = self
-            .cron
-            .find_next_occurrence(&local, false)
-            .ok()?
-            .with_timezone(&Utc);
-        (next > after).then_some(next)
+        // Slots are whole minutes, so what is after the second is after the instant.
+        let after = after.with_nanosecond(0)?;
+        if self.fields.every_hour() {
+            let local = after.with_timezone(&self.zone);
+            let next = self
+                .cron
+                .find_next_occurrence(&local, false)
+                .ok()?
+                .with_timezone(&Utc);
+            return (next > after).then_some(next);
+        }
+        // The wall clock as if it never changed; then each of its times as the instant that shows it. Both go forward
+        // together, so the first one that lies after is the next.
+        let mut wall = after.with_timezone(&self.zone).naive_local().and_utc();
+        for _ in 0..FOLDED_MAX {
+            wall = self.cron.find_next_occurrence(&wall, false).ok()?;
+            let instant = self.instant(wall.naive_utc())?;
+            if instant > after {
+                return Some(instant);
+            }
+        }
+        None
+    }
+
+    /// The instant of a local time: the first of two, or the first after the gap.
+    fn instant(&self, local: NaiveDateTime) -> Option<DateTime<Utc>> {
+        match self.zone.from_local_datetime(&local) {
+            LocalResult::Single(instant) | LocalResult::Ambiguous(instant, _) => {
+                Some(instant.with_timezone(&Utc))
+            }
+            LocalResult::None => Some(GapInfo::new(&local, &self.zone)?.end?.with_timezone(&Utc)),
+        }
     }
 
     /// The next slots after an instant.
@@ -71,132 +99,35 @@ impl Schedule {
             .collect()
     }
 
-    /// The largest distance between neighbouring slots of the year after an instant (of the next 400 slots at most):
-    /// what a schedule leaves between two points when nothing goes wrong.
+    /// The largest distance between neighbouring slots on the wall clock, over the year after an instant (for rarer
+    /// schedules: between the next two): what a schedule leaves between two points when nothing goes wrong.
     pub fn usual_interval(&self, now: DateTime<Utc>) -> Option<Duration> {
-        let end = now + TimeDelta::days(366);
-        let slots = self.next_slots(now, LOOKED_AT);
-        let within: Vec<_> = slots
-            .iter()
-            .enumerate()
-            .filter(|(i, s)| *i < 2 || **s <= end)
-            .map(|(_, s)| s)
-            .collect();
-        within
+        let times = self.fields.minutes_of_day();
+        let (first, last) = (u64::from(*times.first()?), u64::from(*times.last()?));
+        let mut largest = times
             .windows(2)
-            .filter_map(|w| (*w[1] - *w[0]).to_std().ok())
+            .map(|pair| u64::from(pair[1] - pair[0]))
             .max()
+            .unwrap_or(0);
+        let today = now.with_timezone(&self.zone).date_naive();
+        let mut before = None;
+        let mut found = false;
+        for day in 0..=RAREST_DAYS {
+            if found && day > LOOKED_AT_DAYS {
+                break;
+            }
+            if !self.fields.has_day(today.checked_add_days(Days::new(day))?) {
+                continue;
+            }
+            if let Some(before) = before {
+                largest = largest.max((day - before) * 1440 + first - last);
+                found = true;
+            }
+            before = Some(day);
+        }
+        found.then(|| Duration::from_secs(largest * 60))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn slots(text: &str, zone: Tz, from: &str, count: usize) -> Vec<String> {
-        let from: DateTime<Utc> = from.parse().unwrap();
-        let schedule = Schedule::parse(text, zone).unwrap();
-        schedule
-            .next_slots(from, count)
-            .iter()
-            .map(|s| s.with_timezone(&zone).to_rfc3339())
-            .collect()
-    }
-
-    #[test]
-    fn days_of_month_and_week_are_alternatives() {
-        // The 13th or a Friday.
-        assert_eq!(
-            slots("0 0 13 * 5", Tz::UTC, "2026-11-09T00:00:00Z", 3),
-            [
-                "2026-11-13T00:00:00+00:00",
-                "2026-11-20T00:00:00+00:00",
-                "2026-11-27T00:00:00+00:00"
-            ]
-        );
-        assert_eq!(
-            slots("0 0 13 * 1", Tz::UTC, "2026-11-10T00:00:00Z", 2),
-            ["2026-11-13T00:00:00+00:00", "2026-11-16T00:00:00+00:00"]
-        );
-    }
-
-    #[test]
-    fn a_slot_in_the_gap_comes_once_after_it_and_one_in_the_overlap_once() {
-        let berlin = Tz::Europe__Berlin;
-        assert_eq!(
-            slots("30 2 * * *", berlin, "2027-03-27T12:00:00Z", 2),
-            ["2027-03-28T03:00:00+02:00", "2027-03-29T02:30:00+02:00"]
-        );
-        assert_eq!(
-            slots("30 2 * * *", berlin, "2026-10-24T12:00:00Z", 2),
-            ["2026-10-25T02:30:00+02:00", "2026-10-26T02:30:00+01:00"]
-        );
-        let london = Tz::Europe__London;
-        assert_eq!(
-            slots("0 0 * * *", london, "2027-03-27T12:00:00Z", 2),
-            ["2027-03-28T00:00:00+00:00", "2027-03-29T00:00:00+01:00"]
-        );
-        assert_eq!(slots("0 * * * *", berlin, "2026-10-24T23:30:00Z", 3).len(), 3);
-    }
-
-    #[test]
-    fn what_is_no_schedule_is_refused() {
-        for bad in [
-            "",
-            "* * * *",
-            "* * * * * *",
-            "61 * * * *",
-            "0 0 31 2 *",
-            "@often",
-            "a b c d e",
-        ] {
-            assert!(Schedule::parse(bad, Tz::UTC).is_err(), "{bad:?}");
-        }
-        for good in [
-            "@hourly",
-            "@daily",
-            "@weekly",
-            "@monthly",
-            "@yearly",
-            "*/15 * * * *",
-            "0 5 * * 0",
-            "0 0 29 2 *",
-            "0 2 * * MON-FRI",
-        ] {
-            assert!(Schedule::parse(good, Tz::UTC).is_ok(), "{good:?}");
-        }
-    }
-
-    #[test]
-    fn the_usual_interval_is_the_largest_of_a_year() {
-        let now: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
-        let interval = |text| {
-            Schedule::parse(text, Tz::UTC)
-                .unwrap()
-                .usual_interval(now)
-                .unwrap()
-                .as_secs()
-        };
-        assert_eq!(interval("@hourly"), 3600);
-        assert_eq!(interval("0 2 * * *"), 86_400);
-        assert_eq!(interval("0 2 * * MON-FRI"), 3 * 86_400);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn slots_only_go_forward(minute in 0u8..60, hour in 0u8..24, start in 1_700_000_000i64..1_900_000_000) {
-            for zone in [Tz::UTC, Tz::Europe__Berlin, Tz::America__New_York, Tz::Australia__Lord_Howe, Tz::Africa__Casablanca] {
-                let schedule = Schedule::parse(&format!("{minute} {hour} * * *"), zone).unwrap();
-                let from = DateTime::from_timestamp(start, 0).unwrap();
-                let slots = schedule.next_slots(from, 10);
-                prop_assert_eq!(slots.len(), 10);
-                for pair in slots.windows(2) {
-                    let apart = pair[1] - pair[0];
-                    prop_assert!(apart >= TimeDelta::hours(22) && apart <= TimeDelta::hours(26), "{} {}", zone, apart);
-                }
-            }
-        }
-    }
-}
+mod tests;

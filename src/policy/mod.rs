@@ -6,6 +6,8 @@ pub mod parse;
 pub mod reader;
 pub mod schema;
 pub mod secrets;
+mod sources;
+pub mod variables;
 
 use std::path::{Path, PathBuf};
 

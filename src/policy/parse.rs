@@ -8,16 +8,16 @@ use chrono_tz::Tz;
 use toml::de::DeTable;
 
 use super::model::{
-    CatchUp, DrillPolicy, EncryptionPolicy, ObjectLock, Objective, PocketBasePlace, PocketBasePolicy, Policy,
-    PostgresMethod, PostgresPolicy, PrunePolicy, RepositoryPolicy, RetentionRules, SourceKind, SourcePolicy,
+    DrillPolicy, EncryptionPolicy, ObjectLock, Policy, PrunePolicy, RepositoryPolicy, RetentionRules,
     StoreCredentials, StoreUrl, VerifyPolicy,
 };
 use super::reader::{PolicyErrors, Problem, Problems, Reader};
+use super::sources::source;
 use crate::schedule::Schedule;
 use crate::store::LockMode;
 use crate::types::SourceName;
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 /// Looks up an environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -28,15 +28,16 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// Everything that is wrong, each with its place.
 pub fn parse(text: &str, path: &Path, lookup: Lookup<'_>) -> Result<Policy, PolicyErrors> {
     let problems = Problems::new(text);
-    let policy = match DeTable::parse(text) {
-        Ok(table) => {
-            let root = Reader::new(table.get_ref(), 0..0, String::new(), "", &problems);
-            read(&root, path, lookup)
-        }
-        Err(e) => {
-            problems.add(e.span().unwrap_or(0..0), "", e.message().to_owned(), None);
-            None
-        }
+    let (table, errors) = DeTable::parse_recoverable(text);
+    // What was understood of a broken text would only be said to lack the rest. The messages repeat no value.
+    for e in &errors {
+        problems.add(e.span().unwrap_or(0..0), "", e.message().to_owned(), None);
+    }
+    let policy = if errors.is_empty() {
+        let root = Reader::new(table.get_ref(), 0..0, String::new(), "", &problems);
+        read(&root, path, lookup)
+    } else {
+        None
     };
     let list: Vec<Problem> = problems.into_list();
     match policy {
@@ -127,14 +128,14 @@ fn state_dir(policy: Option<String>, lookup: Lookup<'_>) -> PathBuf {
         .map_or_else(|| PathBuf::from("/var/lib/lifeboat"), PathBuf::from)
 }
 
-fn zone(reader: &Reader<'_, '_>, key: &str) -> Option<Tz> {
+pub(super) fn zone(reader: &Reader<'_, '_>, key: &str) -> Option<Tz> {
     reader.parsed(key, |text| {
         text.parse::<Tz>()
             .map_err(|_| format!("{text:?} is no IANA time zone, such as Europe/Berlin"))
     })
 }
 
-fn schedule(reader: &Reader<'_, '_>, zone: Tz) -> Option<String> {
+pub(super) fn schedule(reader: &Reader<'_, '_>, zone: Tz) -> Option<String> {
     reader.parsed("schedule", |text| {
         Schedule::parse(text, zone)
             .map(|_| text.to_owned())
@@ -172,27 +173,65 @@ pub fn store_url(text: &str) -> Result<StoreUrl, String> {
     }
     if let Some(rest) = text.strip_prefix("s3://") {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let plain = |s: &str| s.bytes().all(|b| b.is_ascii_graphic() && !b"\\?#%".contains(&b));
-        if bucket.is_empty() || !plain(bucket) || !plain(prefix) || prefix.contains("//") {
+        // Credentials before an @ would be taken for a name, and shown.
+        let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        let part = |s: &str| {
+            !["", ".", ".."].contains(&s)
+                && s.bytes()
+                    .all(|b| b.is_ascii_graphic() && !b"\\?#%@:".contains(&b))
+        };
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        let good = !bucket.is_empty() && bucket.bytes().all(name);
+        if !good || !(prefix.is_empty() || prefix.split('/').all(part)) {
             return Err("a bucket is written s3://BUCKET/PREFIX, of plain characters".to_owned());
         }
-        let prefix = prefix.trim_matches('/').to_owned();
         return Ok(StoreUrl::S3 {
             bucket: bucket.to_owned(),
-            prefix,
+            prefix: prefix.to_owned(),
         });
     }
     Err("must begin with s3:// or file:///".to_owned())
 }
 
-fn repository(reader: &Reader<'_, '_>) -> Option<RepositoryPolicy> {
-    let url = reader.parsed("url", store_url);
-    let endpoint = reader.parsed("endpoint", |text| match url::Url::parse(text) {
-        Ok(u) if matches!(u.scheme(), "http" | "https") && u.has_host() && u.password().is_none() => {
+/// Parses the URL of a server; one with a name, a password or a token in it is refused and not repeated.
+pub(super) fn http_url(text: &str) -> Result<String, &'static str> {
+    match url::Url::parse(text) {
+        Ok(u)
+            if matches!(u.scheme(), "http" | "https")
+                && u.has_host()
+                && u.password().is_none()
+                && u.username().is_empty() =>
+        {
             Ok(text.to_owned())
         }
         _ => Err("must be an http:// or https:// URL without credentials"),
-    });
+    }
+}
+
+/// What only a bucket has: in the policy of a directory it would silently mean nothing.
+const OF_BUCKETS: [&str; 8] = [
+    "endpoint",
+    "region",
+    "path_style",
+    "ca_file",
+    "object_lock",
+    "versions",
+    "access_key_id",
+    "secret_access_key",
+];
+
+fn repository(reader: &Reader<'_, '_>) -> Option<RepositoryPolicy> {
+    let url = reader.parsed("url", store_url);
+    if matches!(url, Some(StoreUrl::Directory(_))) {
+        for key in OF_BUCKETS.iter().filter(|k| reader.value(k).is_some()) {
+            reader.problem(
+                key,
+                "has no meaning for a directory",
+                Some("it is for s3:// repositories".to_owned()),
+            );
+        }
+    }
+    let endpoint = reader.parsed("endpoint", http_url);
     let object_lock = reader.table("object_lock", "object_lock").and_then(|r| {
         let mode = r.one_of("mode", &["governance", "compliance"]);
         let days = r.count("days", 1);
@@ -228,16 +267,19 @@ fn repository(reader: &Reader<'_, '_>) -> Option<RepositoryPolicy> {
 }
 
 fn encryption(reader: &Reader<'_, '_>) -> EncryptionPolicy {
-    let recipients = reader.texts("recipients").unwrap_or_default();
-    for text in &recipients {
-        if let Err(why) = text.parse::<age::x25519::Recipient>() {
-            let hint = "a recipient begins with age1; `backup key generate FILE` makes a key pair".to_owned();
-            reader.problem(
+    let mut recipients: Vec<String> = Vec::new();
+    for (text, span) in reader.items("recipients").unwrap_or_default() {
+        if let Err((message, hint)) = recipient(&text) {
+            reader.problem_in("recipients", span, message, Some(hint));
+        } else if recipients.contains(&text) {
+            reader.problem_in(
                 "recipients",
-                format!("{} is not an age recipient: {why}", shown(text)),
-                Some(hint),
+                span,
+                "is named twice",
+                Some("two keys are advised, not one twice".to_owned()),
             );
         }
+        recipients.push(text);
     }
     if reader.value("recipients").is_some() && recipients.is_empty() {
         reader.problem(
@@ -254,13 +296,30 @@ fn encryption(reader: &Reader<'_, '_>) -> EncryptionPolicy {
     policy
 }
 
-/// A text for a message; a secret key given by mistake is not repeated.
-fn shown(text: &str) -> String {
-    if text.to_uppercase().contains("SECRET-KEY") {
-        "an identity (a secret!)".to_owned()
-    } else {
-        format!("{text:?}")
+/// Whether age can encrypt to it here; else why not, and what to do. A secret key given by mistake is not repeated.
+fn recipient(text: &str) -> Result<(), (String, String)> {
+    let make = "a recipient begins with age1; `backup key generate FILE` makes a key pair".to_owned();
+    let lower = text.to_ascii_lowercase();
+    if lower.contains("secret-key") || lower.contains("private key") || lower.starts_with("age-plugin-") {
+        return Err((
+            "an identity is not an age recipient, and a secret".to_owned(),
+            make,
+        ));
     }
+    let Err(why) = text.parse::<age::x25519::Recipient>() else {
+        return Ok(());
+    };
+    let other = match lower.strip_prefix("age1").and_then(|rest| rest.rsplit_once('1')) {
+        Some(_) => Some("recipients of age plugins are not supported"),
+        None if lower.starts_with("ssh-") => Some("recipients of SSH are not supported"),
+        None => None,
+    };
+    Err(match other {
+        Some(message) => (message.to_owned(), make),
+        None if lower.starts_with("age1") => (format!("{text:?} is not an age recipient: {why}"), make),
+        // It might be anything, a passphrase too.
+        None => ("is not an age recipient".to_owned(), make),
+    })
 }
 
 fn prune(reader: &Reader<'_, '_>) -> PrunePolicy {
@@ -305,215 +364,35 @@ fn retention(reader: &Reader<'_, '_>) -> RetentionRules {
         yearly: reader.count("yearly", 0).unwrap_or(0),
     };
     reader.finish(&[]);
+    // Every key forgotten or commented out would expire nearly everything.
+    let keys = ["window", "hourly", "daily", "weekly", "monthly", "yearly"];
+    if rules == RetentionRules::default() && keys.iter().all(|k| reader.value(k).is_none()) {
+        reader.problem_at(
+            reader.span.clone(),
+            "has no rule, so all but the newest two points would expire",
+            Some("to keep everything, give the source no retention".to_owned()),
+        );
+    }
     rules
 }
 
-fn source(
-    reader: &Reader<'_, '_>,
-    zone_of_policy: Tz,
-    retentions: &BTreeMap<String, RetentionRules>,
-) -> Option<SourcePolicy> {
-    let timezone = zone(reader, "timezone").unwrap_or(zone_of_policy);
-    let kind = kind(reader);
-    let retention = reader
-        .filled("retention")
-        .and_then(|name| match retentions.get(&name) {
-            Some(rules) => Some((name, *rules)),
-            None => {
-                let near = super::keys::nearest(&name, retentions.keys().map(String::as_str));
-                let hint = near.map_or_else(
-                    || format!("add [retention.{name}]"),
-                    |n| format!("did you mean {n:?}?"),
-                );
-                reader.problem("retention", format!("there is no [retention.{name}]"), Some(hint));
-                None
-            }
-        });
-    let objective = reader
-        .table("objective", "objective")
-        .map(|r| {
-            let objective = Objective {
-                rpo: r.duration("rpo"),
-                rto: r.duration("rto"),
-            };
-            r.finish(&[]);
-            objective
-        })
-        .unwrap_or_default();
-    let blackout = reader.texts("blackout").unwrap_or_default();
-    for span in blackout.iter().filter(|s| !is_span(s)) {
-        reader.problem(
-            "blackout",
-            format!("{span:?} is not a span of the day"),
-            Some("write it as 22:00-06:00".to_owned()),
-        );
-    }
-    let catch_up = match reader.one_of("catch_up", &["once", "skip"]) {
-        Some("skip") => CatchUp::Skip,
-        _ => CatchUp::Once,
-    };
-    let schedule = schedule(reader, timezone);
-    let policy = SourcePolicy {
-        kind: SourceKind::Bucket { url: String::new() },
-        schedule,
-        timezone,
-        follow: reader.duration("follow"),
-        retention,
-        objective,
-        jitter: reader.duration("jitter").unwrap_or(Duration::ZERO),
-        catch_up,
-        max_age: reader.duration("max_age").unwrap_or(24 * HOUR),
-        timeout: reader.duration("timeout").unwrap_or(24 * HOUR),
-        stall_timeout: reader
-            .duration("stall_timeout")
-            .unwrap_or(Duration::from_secs(600)),
-        priority: reader
-            .integer("priority", -1000..=1000)
-            .and_then(|n| i32::try_from(n).ok())
-            .unwrap_or(0),
-        refresh: reader.duration("refresh"),
-        blackout,
-    };
-    reader.finish(&[]);
-    kind.map(|kind| SourcePolicy { kind, ..policy })
-}
-
-fn is_span(text: &str) -> bool {
-    let time = |t: &str| chrono::NaiveTime::parse_from_str(t, "%H:%M").is_ok();
-    text.split_once('-')
-        .is_some_and(|(from, to)| time(from) && time(to) && from != to)
-}
-
-/// Keys that one kind of source has and the others have not.
-const POSTGRES: &[&str] = &["method", "databases", "exclude", "client_dir", "jobs"];
-const PHYSICAL: &[&str] = &[
-    "access",
-    "data_directory",
-    "slot",
-    "slot_without_limit",
-    "retain_limit",
-];
-const POCKETBASE: &[&str] = &["path", "superuser", "logs", "storage"];
-
-fn kind(reader: &Reader<'_, '_>) -> Option<SourceKind> {
-    let kind = reader.one_of("kind", &["postgres", "pocketbase", "bucket"])?;
-    let foreign: Vec<&str> = match kind {
-        "postgres" => POCKETBASE.to_vec(),
-        "pocketbase" => [POSTGRES, PHYSICAL].concat(),
-        _ => [POSTGRES, PHYSICAL, POCKETBASE].concat(),
-    };
-    for key in foreign.into_iter().filter(|k| reader.value(k).is_some()) {
-        reader.problem(key, format!("a {kind} source has no such key"), None);
-    }
-    match kind {
-        "postgres" => postgres(reader).map(SourceKind::Postgres),
-        "pocketbase" => pocketbase(reader).map(SourceKind::PocketBase),
-        _ => {
-            if reader.value("url").is_none() {
-                reader.missing("url");
-            }
-            let url = reader.parsed("url", |text| match store_url(text) {
-                Ok(StoreUrl::S3 { .. }) => Ok(text.to_owned()),
-                _ => Err("must be s3://BUCKET/PREFIX".to_owned()),
-            })?;
-            Some(SourceKind::Bucket { url })
-        }
-    }
-}
-
-fn postgres(reader: &Reader<'_, '_>) -> Option<PostgresPolicy> {
-    let method = match reader.one_of("method", &["logical", "physical"]) {
-        Some("physical") => PostgresMethod::Physical,
-        _ => PostgresMethod::Logical,
-    };
-    reader.one_of("access", &["auto", "files", "protocol"]);
-    reader.filled("data_directory");
-    reader.filled("slot");
-    reader.boolean("slot_without_limit");
-    reader.size("retain_limit");
-    if method == PostgresMethod::Logical {
-        for key in PHYSICAL.iter().filter(|k| reader.value(k).is_some()) {
-            reader.problem(key, "needs method = \"physical\"", None);
-        }
-    }
-    if reader.value("url").is_none() {
-        reader.missing("url");
-    }
-    let url = reader.secret("url");
-    let databases = reader.texts("databases").unwrap_or_else(|| vec!["*".to_owned()]);
-    if databases.iter().any(String::is_empty) {
-        reader.problem("databases", "a name must not be empty", None);
-    }
-    Some(PostgresPolicy {
-        method,
-        databases,
-        exclude: reader.texts("exclude").unwrap_or_default(),
-        client_dir: reader.filled("client_dir").map(PathBuf::from),
-        jobs: reader.count("jobs", 1),
-        url: url?,
-    })
-}
-
-fn pocketbase(reader: &Reader<'_, '_>) -> Option<PocketBasePolicy> {
-    let superuser = reader.table("superuser", "superuser").map(|r| {
-        let pair = (r.secret("identity"), r.secret("password"));
-        r.finish(&[]);
-        pair
-    });
-    let logs = reader.boolean("logs").unwrap_or(true);
-    let storage = reader.boolean("storage").unwrap_or(true);
-    let place = match (reader.value("path").is_some(), reader.value("url").is_some()) {
-        (true, false) => reader
-            .filled("path")
-            .map(|path| PocketBasePlace::Local(PathBuf::from(path))),
-        (false, true) => {
-            let url = reader.parsed("url", |text| match url::Url::parse(text) {
-                Ok(u) if matches!(u.scheme(), "http" | "https") && u.password().is_none() => {
-                    Ok(text.to_owned())
-                }
-                _ => Err("must be an http:// or https:// URL without credentials"),
-            });
-            if superuser.is_none() {
-                reader.missing("superuser");
-            }
-            match (url, superuser) {
-                (Some(url), Some((Some(identity), Some(password)))) => Some(PocketBasePlace::Remote {
-                    url,
-                    identity,
-                    password,
-                }),
-                _ => None,
-            }
-        }
-        (true, true) => {
-            reader.problem(
-                "url",
-                "path and url exclude each other",
-                Some("path: on this host; url: by its API".to_owned()),
-            );
-            None
-        }
-        (false, false) => {
-            reader.missing("path");
-            None
-        }
-    };
-    Some(PocketBasePolicy {
-        place: place?,
-        logs,
-        storage,
-    })
-}
-
 fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
-    let named = reader.texts("sources").unwrap_or_default();
-    for name in named.iter().filter(|n| !sources.contains(n)) {
+    let named = reader.items("sources").unwrap_or_default();
+    let undefined = |name: &str| {
         let near = super::keys::nearest(name, sources.iter().map(String::as_str));
-        reader.problem(
-            "sources",
-            format!("there is no [source.{name}]"),
-            near.map(|n| format!("did you mean {n:?}?")),
-        );
+        let hint = near.map(|n| format!("did you mean {n:?}?"));
+        (!sources.iter().any(|s| s == name)).then(|| (format!("there is no [source.{name}]"), hint))
+    };
+    for (name, span) in &named {
+        if let Some((message, hint)) = undefined(name) {
+            reader.problem_in("sources", span.clone(), message, hint);
+        }
+    }
+    if reader
+        .value("sources")
+        .is_some_and(|v| v.get_ref().as_array().is_some_and(|a| a.is_empty()))
+    {
+        reader.problem("sources", "must name at least one source", None);
     }
     reader.one_of("at", &["latest", "random", "oldest", "before-expiry"]);
     for key in ["window", "max_age", "keep_failed"] {
@@ -522,7 +401,9 @@ fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
     reader.size("budget");
     reader.filled("binaries");
     for check in reader.tables("checks", "check") {
-        check.filled("source");
+        if let Some((message, hint)) = check.filled("source").and_then(|name| undefined(&name)) {
+            check.problem("source", message, hint);
+        }
         check.filled("name");
         check.filled("sql");
         check.text("expected");
@@ -531,7 +412,7 @@ fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
         check.finish(&[]);
     }
     let policy = DrillPolicy {
-        sources: named.iter().filter_map(|n| n.parse().ok()).collect(),
+        sources: named.iter().filter_map(|(n, _)| n.parse().ok()).collect(),
         schedule: schedule(reader, zone),
     };
     reader.finish(&[]);
@@ -545,12 +426,28 @@ fn notify(reader: &Reader<'_, '_>) {
         reader.secret(key);
     }
     reader.filled("email");
+    let there = |key: &str| reader.value(key).is_some();
+    let places = ["webhook", "slack", "discord", "teams", "ntfy", "ping", "email"];
+    if !places.iter().any(|k| there(k)) {
+        let hint = format!("give one of {}", places.join(", "));
+        reader.problem_at(reader.span.clone(), "tells nobody", Some(hint));
+    }
+    for (key, with) in [("email", "smtp"), ("smtp", "email"), ("secret", "webhook")] {
+        if there(key) && !there(with) {
+            reader.problem(key, format!("needs {with} beside it"), None);
+        }
+    }
     let events = ["failure", "recovery", "drill", "objective", "quiet"];
-    for event in reader.texts("on").unwrap_or_default() {
+    for (event, span) in reader.items("on").unwrap_or_default() {
         if !events.contains(&event.as_str()) {
             let near =
                 super::keys::nearest(&event, events.into_iter()).map(|n| format!("did you mean {n:?}?"));
-            reader.problem("on", format!("{event:?} is none of {}", events.join(", ")), near);
+            reader.problem_in(
+                "on",
+                span,
+                format!("{event:?} is none of {}", events.join(", ")),
+                near,
+            );
         }
     }
     reader.finish(&[]);

@@ -161,6 +161,16 @@ impl<'a, 't> Reader<'a, 't> {
         let span = self.value(key).map_or(self.span.clone(), Spanned::span);
         self.problems.add(span, &self.at(key), message, suggestion);
     }
+    /// Tells a problem with one item of a key's list.
+    pub fn problem_in(
+        &self,
+        key: &str,
+        span: Range<usize>,
+        message: impl Into<String>,
+        suggestion: Option<String>,
+    ) {
+        self.problems.add(span, &self.at(key), message, suggestion);
+    }
     /// Tells a problem with a place.
     pub fn problem_at(&self, span: Range<usize>, message: impl Into<String>, suggestion: Option<String>) {
         self.problems.add(span, &self.path, message, suggestion);
@@ -242,14 +252,35 @@ impl<'a, 't> Reader<'a, 't> {
     /// A duration.
     pub fn duration(&self, key: &str) -> Option<Duration> {
         let text = self.typed(key, "a duration as text, such as \"15m\"", DeValue::as_str)?;
+        let hint = Some("write it as 30s, 15m, 72h or 7d".to_owned());
+        // A "month" of 30.44 days is nobody's month.
+        let calendar = text
+            .split(|c: char| !c.is_alphabetic())
+            .any(|unit| ["M", "month", "months", "y", "year", "years", "yr", "yrs"].contains(&unit));
         match humantime::parse_duration(text) {
+            Ok(_) if calendar => {
+                self.problem(key, format!("{text:?} has no fixed length"), hint);
+                None
+            }
             Ok(duration) => Some(duration),
             Err(_) => {
-                let hint = Some("write it as 30s, 15m, 72h or 7d".to_owned());
                 self.problem(key, format!("{text:?} is not a duration"), hint);
                 None
             }
         }
+    }
+    /// A duration that is not shorter than another.
+    pub fn duration_from(&self, key: &str, least: Duration) -> Option<Duration> {
+        let duration = self.duration(key)?;
+        if duration < least {
+            self.problem(
+                key,
+                format!("must be at least {}", humantime::format_duration(least)),
+                None,
+            );
+            return None;
+        }
+        Some(duration)
     }
     /// A number of bytes.
     pub fn size(&self, key: &str) -> Option<u64> {
@@ -274,12 +305,28 @@ impl<'a, 't> Reader<'a, 't> {
     }
     /// A list of texts.
     pub fn texts(&self, key: &str) -> Option<Vec<String>> {
-        self.typed(key, "a list of texts", |v| {
-            v.as_array()?
-                .iter()
-                .map(|v| v.get_ref().as_str().map(str::to_owned))
-                .collect()
-        })
+        let items = self.items(key)?;
+        Some(items.into_iter().map(|(text, _)| text).collect())
+    }
+    /// A list of texts, each with its place.
+    pub fn items(&self, key: &str) -> Option<Vec<(String, Range<usize>)>> {
+        let list = self.typed(key, "a list of texts", DeValue::as_array)?;
+        let mut items = Vec::new();
+        for item in list.iter() {
+            match item.get_ref().as_str() {
+                Some(text) => items.push((text.to_owned(), item.span())),
+                None => {
+                    let what = describe(item.get_ref());
+                    self.problem_in(
+                        key,
+                        item.span(),
+                        format!("must be a list of texts; here is {what}"),
+                        None,
+                    );
+                }
+            }
+        }
+        Some(items)
     }
     /// A table.
     pub fn table(&self, key: &str, section: &'static str) -> Option<Reader<'a, 't>> {

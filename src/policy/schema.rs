@@ -1,8 +1,10 @@
-//! The JSON schema of the policy file, made from the one table of keys.
+//! The JSON schema of the policy file and the page about its keys, made from the one table of keys.
+
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{NAMED, Type, of_section};
+use super::keys::{KEYS, NAMED, Type, of_section};
 
 /// The schema, draft 2020-12.
 pub fn schema() -> Value {
@@ -66,5 +68,74 @@ fn value(kind: Type) -> Value {
                 "credential": {"type": "string"}
             }
         }),
+    }
+}
+
+/// The page about every key, in Markdown.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# The keys of a policy\n\nMade from the table that the parser uses. [example.toml](example.toml) shows every key in use; \
+         [environment.md](environment.md) tells about secrets and variables.\n",
+    );
+    let mut sections: Vec<&str> = Vec::new();
+    for key in KEYS {
+        if !sections.contains(&key.section) {
+            sections.push(key.section);
+        }
+    }
+    for section in sections {
+        // Writing to a String can not fail.
+        let _ = write!(
+            page,
+            "\n## {}\n\n| key | type | |\n|---|---|---|\n",
+            title(section)
+        );
+        for key in of_section(section) {
+            let required = if key.required { "**required**; " } else { "" };
+            let doc = key.doc.replace('|', "\\|");
+            let _ = writeln!(
+                page,
+                "| `{}` | {} | {required}{doc} |",
+                key.name,
+                type_name(section, key.name, key.kind)
+            );
+        }
+    }
+    page
+}
+
+fn title(section: &str) -> String {
+    if section.is_empty() {
+        return "At the top".to_owned();
+    }
+    if NAMED.iter().any(|(name, _)| *name == section) {
+        return format!("`[{section}.NAME]`");
+    }
+    match KEYS
+        .iter()
+        .find(|k| matches!(k.kind, Type::Table(t) | Type::Tables(t) if t == section))
+    {
+        Some(key) if !key.section.is_empty() => format!("`{} = …` of `{}`", key.name, key.section),
+        _ => format!("`[{section}]`"),
+    }
+}
+
+fn type_name(section: &str, name: &str, kind: Type) -> String {
+    match kind {
+        Type::Text if (section, name) == ("source", "url") => "text or secret".to_owned(),
+        Type::Text => "text".to_owned(),
+        Type::Texts => "list of texts".to_owned(),
+        Type::Integer | Type::Signed => "whole number".to_owned(),
+        Type::Boolean => "true or false".to_owned(),
+        Type::Duration => "duration".to_owned(),
+        Type::Size => "size".to_owned(),
+        Type::Secret => "secret".to_owned(),
+        Type::OneOf(texts) => texts
+            .iter()
+            .map(|t| format!("`{t}`"))
+            .collect::<Vec<_>>()
+            .join(", "),
+        Type::Table(_) => "table".to_owned(),
+        Type::Tables(_) => "list of tables".to_owned(),
     }
 }

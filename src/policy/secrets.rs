@@ -1,5 +1,6 @@
 //! Secrets by reference: resolved at the moment of use, never kept in a file of ours, an argument or a log.
 
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -47,14 +48,21 @@ fn read(path: &Path) -> Result<SecretText> {
             .hint("It must exist and be readable by this user, and by nobody else.")
             .because(e)
     };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > SECRET_MAX_BYTES {
+    let mut bytes = Vec::new();
+    // Bounded by what is read, not by what the file claims: a device has no size.
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(SECRET_MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > SECRET_MAX_BYTES {
         return Err(Error::usage(format!(
             "the secret file {} is too large to be a secret",
             path.display()
         )));
     }
-    let mut text = std::fs::read_to_string(path).map_err(failed)?;
+    // The bytes are part of the error that would tell where they are wrong: it is left out.
+    let mut text = String::from_utf8(bytes)
+        .map_err(|_| Error::usage(format!("the secret file {} is not text", path.display())))?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
