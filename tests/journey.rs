@@ -282,6 +282,19 @@ async fn refusals_say_what_to_do_and_end_with_their_code() {
     site.json(&["run", "app"]);
     site.json(&["restore", "app", "--at", "latest", "--to", to]);
 
+    // Every missing secret is named at once, by its key in the policy.
+    let mut bare = site.backup(&["--json", "run", "orders"]);
+    bare.env_remove("T_ORDERS_URL");
+    let said = harness::run_code(&mut bare, 2);
+    let message = said.json()["runs"][0]["error"]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        message.contains("source.orders.url") && message.contains("T_ORDERS_URL"),
+        "{message}"
+    );
+
     // Wrong password: the run fails, says so, and commits nothing.
     let mut wrong_password = site.backup(&["--json", "run", "orders"]);
     wrong_password.env(

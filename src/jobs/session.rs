@@ -60,6 +60,14 @@ impl Session {
         secrets::resolve(reference, &*self.lookup)
     }
 
+    /// Every missing secret of some keys of the policy, named at once.
+    ///
+    /// # Errors
+    /// At least one is missing.
+    pub fn require(&self, needed: impl Fn(&str) -> bool) -> Result<()> {
+        secrets::require(&self.policy, &*self.lookup, needed)
+    }
+
     /// The store, with the credentials of a role.
     ///
     /// # Errors
@@ -68,6 +76,12 @@ impl Session {
         if let Some(store) = &self.store {
             return Ok(store.clone());
         }
+        let wanted = if role == Role::Pruner {
+            "prune."
+        } else {
+            "repository."
+        };
+        self.require(|key| key.starts_with(wanted))?;
         let repository = &self.policy.repository;
         let credentials = match role {
             Role::Writer => repository.credentials.as_ref(),
@@ -145,6 +159,9 @@ impl Session {
     /// # Errors
     /// Unreadable, or no identity in it.
     pub fn key_ring(&self) -> Result<KeyRing> {
+        if self.identity_file.is_none() {
+            self.require(|key| key == "encryption.identity")?;
+        }
         let reference = match &self.identity_file {
             Some(path) => Some(SecretRef::File(path.clone())),
             None => self.policy.encryption.identity.clone(),

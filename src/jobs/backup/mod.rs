@@ -95,6 +95,8 @@ async fn take(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>)
         .sources
         .get(name)
         .ok_or_else(|| Error::usage(format!("the policy has no source {name}")))?;
+    let own = format!("source.{name}.");
+    session.require(|key| key.starts_with("repository.") || key.starts_with(&own))?;
     let source = open_source(session, name, policy)?;
     let repository = session.open_for_writing().await?;
     let engine = Engine::new(session, repository, name, policy, slot)?;

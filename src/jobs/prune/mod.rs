@@ -6,6 +6,7 @@ mod sweep;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
 
 use super::Session;
 use super::report::{Expired, Kept, PruneReport};
@@ -83,7 +84,7 @@ async fn prune_source(
 ) -> Result<()> {
     let catalog = repository.catalog(source).await?;
     let now = repository.store().now().await?;
-    let decisions = decide(&catalog, policy, now)?;
+    let decisions = decide(&catalog, policy, session.policy.timezone, now)?;
     let grace = grace(session);
     let mut expire = Vec::new();
     for decision in &decisions {
@@ -176,7 +177,7 @@ async fn extend_locks(
 }
 
 /// What the policy keeps and expires, computed from the catalog. Partial commits are decided too.
-fn decide(catalog: &Catalog, policy: &SourcePolicy, now: DateTime<Utc>) -> Result<Vec<Decision>> {
+fn decide(catalog: &Catalog, policy: &SourcePolicy, zone: Tz, now: DateTime<Utc>) -> Result<Vec<Decision>> {
     if !catalog.unreadable.is_empty() {
         // An unreadable commit might be one that the rules count on.
         return Err(Error::damaged(format!(
@@ -205,7 +206,7 @@ fn decide(catalog: &Catalog, policy: &SourcePolicy, now: DateTime<Utc>) -> Resul
         })
         .collect();
     let rules = policy.retention.as_ref().map(|(_, rules)| rules);
-    Ok(retention::plan(&points, rules, policy.timezone, now))
+    Ok(retention::plan(&points, rules, zone, now))
 }
 
 fn grace(session: &Session) -> TimeDelta {
