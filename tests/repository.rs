@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "repository/faults.rs"]
+mod faults;
 #[path = "repository/retention.rs"]
 mod retention;
 #[path = "repository/rules.rs"]
