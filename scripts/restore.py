@@ -65,11 +65,17 @@ class Repository:
     def __init__(self, path):
         self.path = path
         try:
-            head = json.loads(self.read("lifeboat.json"))
+            line, _, digest = self.read("lifeboat.json").partition(b"\n")
         except Problem:
             raise Problem(10, "there is no repository in %s: lifeboat.json is missing" % path)
+        try:
+            head = json.loads(line)
+        except ValueError:
+            raise Problem(21, "lifeboat.json is damaged")
         if head.get("format") != 1:
             raise Problem(1, "this repository is of format %s; this script knows 1" % head.get("format"))
+        if digest.strip().decode("ascii", "replace") != hashlib.sha256(line).hexdigest():
+            raise Problem(21, "lifeboat.json is damaged: its digest is wrong")
         self.id = head["repository"]
 
     def read(self, key, digest=None):

@@ -53,6 +53,8 @@ pub struct Point {
     pub proven: bool,
     /// Buried already.
     pub tombstoned: bool,
+    /// Recorded as damaged.
+    pub damaged: bool,
 }
 
 /// What becomes of a point.
@@ -81,8 +83,8 @@ impl Decision {
 /// chosen in any of them is kept. So a doubtful point is kept or expired by its own recorded time, but takes no other
 /// point's place: whatever a rule chooses without it stays chosen. Doubtful, in rising order, are a finish that is more
 /// than 1 h off the store's time (where all are so, as in a copied repository, recorded time decides by itself), and a
-/// time in the future. In the same way a point that lies under a tombstone, and so can not be offered, takes no place
-/// of one that can. Expired points are chosen in none of the sets, so removing them changes no other decision.
+/// time in the future. In the same way a point that lies under a tombstone or is recorded as damaged, and so can not be
+/// offered, takes no place of one that can. Expired points are chosen in none of the sets, so removing them changes no other decision.
 pub fn plan(points: &[Point], rules: Option<&RetentionRules>, zone: Tz, now: DateTime<Utc>) -> Vec<Decision> {
     let mut reasons: BTreeMap<RunId, Vec<String>> = BTreeMap::new();
     let mut add = |run: RunId, reason: String| {
@@ -162,11 +164,13 @@ fn doubt(point: &Point, now: DateTime<Utc>) -> Doubt {
 /// The sets that each rule is applied to, the points in the order given, without repetition.
 fn nested<'a>(newest_first: &[&'a Point], now: DateTime<Utc>) -> Vec<Vec<&'a Point>> {
     let mut sets: Vec<Vec<&Point>> = Vec::new();
-    for buried_too in [false, true] {
+    for (damaged_too, buried_too) in [(false, false), (false, true), (true, false), (true, true)] {
         for most in [Doubt::None, Doubt::OffStoreTime, Doubt::Future] {
             let set: Vec<&Point> = newest_first
                 .iter()
-                .filter(|p| (buried_too || !p.tombstoned) && doubt(p, now) <= most)
+                .filter(|p| {
+                    (buried_too || !p.tombstoned) && (damaged_too || !p.damaged) && doubt(p, now) <= most
+                })
                 .copied()
                 .collect();
             let same = |other: &Vec<&Point>| {
@@ -259,6 +263,7 @@ mod tests {
             held: false,
             proven: false,
             tombstoned: false,
+            damaged: false,
         }
     }
 

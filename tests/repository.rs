@@ -8,6 +8,8 @@ mod faults;
 mod retention;
 #[path = "repository/rules.rs"]
 mod rules;
+#[path = "repository/simulation/mod.rs"]
+mod simulation;
 #[path = "repository/without_us.rs"]
 mod without_us;
 #[path = "repository/world.rs"]

@@ -372,6 +372,7 @@ async fn locks_are_set_told_and_lengthened(weed: &SeaweedFs) {
     let options = PutOptions {
         digest: Some(Digest::of(&body)),
         lock: Some(lock(1, LockMode::Governance)),
+        ..PutOptions::default()
     };
     store.put(&object, body.clone(), options).await.unwrap();
     let head = store.head(&object, View::Current).await.unwrap().unwrap();

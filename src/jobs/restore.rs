@@ -300,12 +300,20 @@ async fn damage(
     point: &Point,
 ) -> Result<Option<String>> {
     match repository.refs(source, point.commit.run, point.commit.refs).await {
-        Ok(refs) => Ok(catalog.damage_of(point, &refs).map(|d| {
-            format!(
-                "{} of run {} is recorded as damaged: {}",
-                d.object, d.place.run, d.problem
-            )
-        })),
+        Ok(refs) => {
+            for d in catalog.damages_of(point, &refs) {
+                if repository
+                    .is_still_damaged(source, &point.commit, &refs, d)
+                    .await?
+                {
+                    return Ok(Some(format!(
+                        "{} of run {} is recorded as damaged: {}",
+                        d.object, d.place.run, d.problem
+                    )));
+                }
+            }
+            Ok(None)
+        }
         Err(e) if e.kind() == Kind::Damaged => Ok(Some(e.chain())),
         Err(e) => Err(e),
     }

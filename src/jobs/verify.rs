@@ -180,11 +180,10 @@ impl Work<'_> {
             match same {
                 Some(true) => {}
                 Some(false) => {
-                    self.found
-                        .insert((run, name), "its SHA-256 is not the one that was written".into());
+                    self.found.insert((run, name), Damage::DIFFERS.into());
                 }
                 None => {
-                    self.found.insert((run, name), "missing".into());
+                    self.found.insert((run, name), Damage::MISSING.into());
                 }
             }
         }
@@ -257,7 +256,7 @@ impl Work<'_> {
         }
         let text = e.chain();
         let problem = if text.ends_with("is missing") {
-            "missing".to_owned()
+            Damage::MISSING.to_owned()
         } else {
             text
         };
@@ -278,7 +277,7 @@ impl Work<'_> {
                 key: key.to_string(),
                 problem: problem.clone(),
             };
-            if problem == "missing" {
+            if problem == Damage::MISSING {
                 self.report.missing.push(told);
             } else {
                 self.report.damaged.push(told);

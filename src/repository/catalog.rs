@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 
 use super::documents::{Commit, Damage, Hold, Refs, Sums, Tombstone, parse_placed};
 use super::{Repository, layout};
@@ -223,17 +223,91 @@ impl Repository {
             None => Ok(None),
         }
     }
+}
 
-    /// The references of several points, by run.
+impl Repository {
+    /// The references of several points, and those whose references are damaged or missing.
     ///
     /// # Errors
-    /// Damaged or missing references.
-    pub async fn all_refs(&self, source: &SourceName, commits: &[&Commit]) -> Result<BTreeMap<RunId, Refs>> {
-        futures::stream::iter(commits.iter().map(|c| (c.run, c.refs)).collect::<Vec<_>>())
-            .map(|(run, digest)| async move { Ok((run, self.refs(source, run, digest).await?)) })
+    /// The store.
+    pub async fn refs_of(
+        &self,
+        source: &SourceName,
+        commits: &[&Commit],
+    ) -> Result<(BTreeMap<RunId, Refs>, BTreeMap<RunId, String>)> {
+        let read = futures::stream::iter(commits.iter().map(|c| (c.run, c.refs)).collect::<Vec<_>>())
+            .map(|(run, digest)| async move { (run, self.refs(source, run, digest).await) })
             .buffered(READS_AT_ONCE)
-            .try_collect()
-            .await
+            .collect::<Vec<_>>()
+            .await;
+        let (mut refs, mut damaged) = (BTreeMap::new(), BTreeMap::new());
+        for (run, result) in read {
+            match result {
+                Ok(found) => drop(refs.insert(run, found)),
+                Err(e) if e.kind() == Kind::Damaged => drop(damaged.insert(run, e.chain())),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((refs, damaged))
+    }
+
+    /// The points that records of damage tell to be broken. Without records nothing is read.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn broken(&self, source: &SourceName, catalog: &Catalog) -> Result<BTreeSet<RunId>> {
+        if catalog.damage.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let commits: Vec<_> = catalog.points.values().map(|p| &p.commit).collect();
+        let (refs, damaged) = self.refs_of(source, &commits).await?;
+        let told = catalog.points.values().filter(|point| {
+            refs.get(&point.commit.run)
+                .is_some_and(|refs| catalog.damage_of(point, refs).is_some())
+        });
+        Ok(told.map(|p| p.commit.run).chain(damaged.into_keys()).collect())
+    }
+
+    /// Looks again at an object that a record tells to be missing or different: a store may have denied for a while
+    /// what it had, and whoever may write a record may write a wrong one. What else was found wrong stays so.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn is_still_damaged(
+        &self,
+        source: &SourceName,
+        commit: &Commit,
+        refs: &Refs,
+        damage: &Damage,
+    ) -> Result<bool> {
+        if damage.object == "commit" || ![Damage::MISSING, Damage::DIFFERS].contains(&damage.problem.as_str())
+        {
+            return Ok(true);
+        }
+        let run = damage.place.run;
+        let digest = if run == commit.run {
+            commit.sums
+        } else {
+            match refs.0.get(&run) {
+                Some(reference) => reference.sums,
+                None => return Ok(true),
+            }
+        };
+        let sound = async {
+            let sums = self.sums(source, run, digest).await?;
+            if damage.object != layout::SUMS {
+                let known = sums.0.get(&damage.object).copied();
+                let digest = known.ok_or_else(|| Error::damaged("not in its SHA256SUMS"))?;
+                let key = layout::run_object(source, run, &damage.object);
+                self.read_checked(&key, digest).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        match sound.await {
+            Ok(()) => Ok(false),
+            Err(e) if e.kind() == Kind::Damaged => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 }
 
@@ -241,7 +315,11 @@ impl Catalog {
     /// Why a point can not be restored whole, as far as records of damage tell: the first damaged object that it
     /// draws on.
     pub fn damage_of(&self, point: &Point, refs: &Refs) -> Option<&Damage> {
-        self.damage.iter().find_map(|((run, object), damage)| {
+        self.damages_of(point, refs).next()
+    }
+    /// All of it.
+    pub fn damages_of(&self, point: &Point, refs: &Refs) -> impl Iterator<Item = &Damage> {
+        self.damage.iter().filter_map(move |((run, object), damage)| {
             let own = *run == point.commit.run;
             let used = own
                 || refs

@@ -33,6 +33,36 @@ pub struct RepositoryDocument {
     pub least_reader: u32,
 }
 
+impl RepositoryDocument {
+    /// Two lines: JSON, then the SHA-256 of the first.
+    ///
+    /// # Errors
+    /// None that can happen.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        Ok(with_digest(to_json(self)?))
+    }
+    /// Reads it; `key` and `location` are for messages.
+    ///
+    /// # Errors
+    /// Damaged, or of a format that this build does not know.
+    pub fn parse(bytes: &[u8], key: &Key, location: &str) -> Result<Self> {
+        let bad = |e: &dyn std::fmt::Display| Error::damaged(format!("{key} at {location} is damaged: {e}"));
+        // A newer format may look otherwise: its number comes first.
+        let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
+        check_format(line, key)?;
+        let line = without_digest(bytes).map_err(|e| bad(&e))?;
+        let document: Self = serde_json::from_slice(line).map_err(|e| bad(&e))?;
+        if document.least_reader > FORMAT {
+            return Err(Error::failed(format!(
+                "the repository wants a reader of format {}",
+                document.least_reader
+            ))
+            .hint("Use a newer Lifeboat; nothing was changed."));
+        }
+        Ok(document)
+    }
+}
+
 /// Three clocks read together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clocks {
@@ -146,10 +176,7 @@ impl Commit {
             ))
             .hint("Use fewer recipients; each adds about 130 bytes."));
         }
-        let digest = Digest::of(&line);
-        let mut bytes = line;
-        bytes.extend_from_slice(format!("\n{digest}\n").as_bytes());
-        Ok(bytes)
+        Ok(with_digest(line))
     }
     /// Reads a commit and compares everything that can be compared without a key.
     ///
@@ -163,14 +190,7 @@ impl Commit {
         run: RunId,
     ) -> Result<Self> {
         let bad = |why: &str| Error::damaged(format!("the commit {key} is damaged: {why}"));
-        let end = bytes
-            .iter()
-            .position(|b| *b == b'\n')
-            .ok_or_else(|| bad("no second line"))?;
-        let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
-        if rest != format!("{}\n", Digest::of(line)).as_bytes() {
-            return Err(bad("its digest is wrong"));
-        }
+        let line = without_digest(bytes).map_err(bad)?;
         check_format(line, key)?;
         let commit: Self = serde_json::from_slice(line).map_err(|e| bad(&e.to_string()))?;
         compare(
@@ -235,6 +255,13 @@ pub struct Damage {
     pub problem: String,
     /// When (host clock).
     pub at: DateTime<Utc>,
+}
+
+impl Damage {
+    /// The problem of an object that is not there.
+    pub const MISSING: &'static str = "missing";
+    /// The problem of an object with other bytes.
+    pub const DIFFERS: &'static str = "its SHA-256 is not the one that was written";
 }
 
 /// One line of `refs`: a run that this one draws on.
@@ -349,6 +376,24 @@ fn sums_head(place: &Place) -> String {
 /// None for our own types.
 pub fn to_json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::failed("a document can not be written as JSON").because(e))
+}
+
+/// A line and, as the second, its SHA-256: what decides by itself must not change by one bit unnoticed.
+fn with_digest(mut line: Vec<u8>) -> Vec<u8> {
+    let digest = Digest::of(&line);
+    line.extend_from_slice(format!("\n{digest}\n").as_bytes());
+    line
+}
+
+/// The line, compared with the digest on the second.
+fn without_digest(bytes: &[u8]) -> std::result::Result<&[u8], &'static str> {
+    let end = bytes.iter().position(|b| *b == b'\n').ok_or("no second line")?;
+    let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+    if rest == format!("{}\n", Digest::of(line)).as_bytes() {
+        Ok(line)
+    } else {
+        Err("its digest is wrong")
+    }
 }
 
 /// Reads a document with a [`Place`] and compares it with the key it was found under.

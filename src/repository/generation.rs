@@ -127,6 +127,7 @@ pub async fn wrap_identity(
     let options = PutOptions {
         digest: Some(digest),
         lock: repository.lock_for_put(world).await?,
+        ..PutOptions::default()
     };
     repository.store().put(&key, wrapped.into(), options).await?;
     let back = repository.store().get(&key, None, View::Current).await?;

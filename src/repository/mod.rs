@@ -108,10 +108,7 @@ impl Repository {
                 layout::restore_script(),
                 Bytes::from_static(include_bytes!("../../scripts/restore.py")),
             ),
-            (
-                key.clone(),
-                Bytes::from(documents::to_json(&*repository.document)?),
-            ),
+            (key.clone(), Bytes::from(repository.document.to_bytes()?)),
         ];
         for (key, body) in place {
             // The two pages may be there from an init that was cut short; equal bytes are success.
@@ -142,18 +139,7 @@ impl Repository {
             )
             .hint("Check repository.url; `backup init` makes a repository."));
         };
-        let bad = |e: &dyn std::fmt::Display| {
-            Error::damaged(format!("{key} at {} is damaged: {e}", store.location()))
-        };
-        documents::check_format(&bytes, &key)?;
-        let document: RepositoryDocument = serde_json::from_slice(&bytes).map_err(|e| bad(&e))?;
-        if document.least_reader > FORMAT {
-            return Err(Error::failed(format!(
-                "the repository wants a reader of format {}",
-                document.least_reader
-            ))
-            .hint("Use a newer Lifeboat; nothing was changed."));
-        }
+        let document = RepositoryDocument::parse(&bytes, &key, &store.location())?;
         if let Some(environment) = environment.filter(|e| **e != document.environment) {
             return Err(Error::usage(format!(
                 "the repository at {} belongs to environment {}, the policy to {environment}",
@@ -234,9 +220,24 @@ impl Repository {
     /// # Errors
     /// As [`Self::put`].
     pub async fn put_digested(&self, world: &World, key: &Key, body: Bytes, digest: Digest) -> Result<()> {
+        self.put_until(world, key, body, digest, None).await
+    }
+    /// [`Self::put_digested`] that is not tried again after an instant since boot.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub async fn put_until(
+        &self,
+        world: &World,
+        key: &Key,
+        body: Bytes,
+        digest: Digest,
+        not_after: Option<std::time::Duration>,
+    ) -> Result<()> {
         let options = PutOptions {
             digest: Some(digest),
             lock: self.lock_for_put(world).await?,
+            not_after,
         };
         match self.store.put(key, body.clone(), options).await {
             Ok(()) => Ok(()),

@@ -17,6 +17,7 @@ fn point(number: u64, at: DateTime<Utc>) -> Point {
         held: false,
         proven: false,
         tombstoned: false,
+        damaged: false,
     }
 }
 

@@ -109,6 +109,7 @@ async fn whole(s: &SharedStore) -> Found {
         let options = PutOptions {
             digest: Some(Digest::of(&body)),
             lock: None,
+            ..PutOptions::default()
         };
         s.put(&key, body.clone(), options).await.map_err(failed)?;
         let got = s.get(&key, None, View::Current).await.map_err(failed)?;
@@ -241,6 +242,7 @@ async fn digests(s: &SharedStore, abilities: &Abilities) -> Found {
     let options = PutOptions {
         digest: Some(Digest::of(b"something else")),
         lock: None,
+        ..PutOptions::default()
     };
     match s.put(&key, pattern(64), options).await {
         Ok(()) => ensure(!abilities.checks_digest, || "a wrong digest is taken".to_owned()),

@@ -26,6 +26,7 @@ use std::fmt;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -56,6 +57,8 @@ pub struct PutOptions {
     pub digest: Option<Digest>,
     /// Object Lock of the new version.
     pub lock: Option<Lock>,
+    /// Since boot: after this the put is not tried again, since what it rests on would have to be checked anew.
+    pub not_after: Option<Duration>,
 }
 
 /// An Object Lock retention.

@@ -51,6 +51,7 @@ where
     let lie = PutOptions {
         digest: Some(Digest::of(b"something else")),
         lock: None,
+        ..PutOptions::default()
     };
     found.checks_digest = match store.put(&wrong, body, lie).await {
         Err(e) if e.fault == Fault::Unavailable => return Err(e),

@@ -136,7 +136,19 @@ impl<S: Store> Store for Retry<S> {
             match self.inner.put(key, body.clone(), options).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.fault == Fault::Exists => return self.settle(key, &body, error).await,
-                Err(error) => self.pause(attempt, error).await?,
+                Err(error) => {
+                    self.pause(attempt, error).await?;
+                    if options
+                        .not_after
+                        .is_some_and(|end| self.world.clock.since_boot() > end)
+                    {
+                        return Err(StoreError::new(
+                            Fault::Unavailable,
+                            format!("put {key}"),
+                            "the checks before it have become too old to try again",
+                        ));
+                    }
+                }
             }
             attempt += 1;
         }

@@ -358,3 +358,55 @@ async fn garbage_and_deletions_laid_over_everything_change_nothing_with_versions
         .await
         .unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bit_of_lifeboat_json_counts() {
+    let (fixture, store) = in_memory(80).await;
+    let key = layout::repository();
+    let good = store.get(&key, None, View::Current).await.unwrap();
+    for bit in 0..good.len() * 8 {
+        let mut bytes = good.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        store.tamper(&key, bytes.into());
+        let opened = fixture.session.open(lifeboat::jobs::session::Role::Writer).await;
+        assert!(opened.is_err(), "bit {bit} flipped, and the repository opens");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_damage_that_is_not_true_hides_nothing() {
+    let (fixture, store) = in_memory(81).await;
+    let taken = fixture.run(&small()).await.unwrap();
+    let place = fixture.place(taken.commit.run).await;
+    let damage = |object: &str| lifeboat::repository::documents::Damage {
+        place: place.clone(),
+        object: object.to_owned(),
+        problem: lifeboat::repository::documents::Damage::MISSING.to_owned(),
+        at: chrono::DateTime::UNIX_EPOCH,
+    };
+    let request = lifeboat::jobs::restore::Request {
+        source: fixture.source.clone(),
+        aim: lifeboat::jobs::restore::Aim::When(lifeboat::when::When::Latest),
+        target: None,
+        options: lifeboat::source::RestoreOptions::default(),
+        max_gap: None,
+        gap_accepted: false,
+    };
+    let record = async |object: &str| {
+        let key = layout::damaged(&fixture.source, fixture.session.world.ulid().unwrap());
+        let bytes = serde_json::to_vec(&damage(object)).unwrap();
+        store.put(&key, bytes.into(), Default::default()).await.unwrap();
+    };
+    for object in ["0.age", layout::MANIFEST, layout::SUMS] {
+        record(object).await;
+        lifeboat::jobs::restore::plan(&fixture.session, &request)
+            .await
+            .unwrap();
+    }
+    // A true one does.
+    store.lose(&layout::pack(&fixture.source, taken.commit.run, 0));
+    let error = lifeboat::jobs::restore::plan(&fixture.session, &request)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged);
+}

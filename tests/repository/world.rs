@@ -68,6 +68,14 @@ impl Clock for TestClock {
 #[derive(Debug)]
 pub struct Seeded(Mutex<blake3::OutputReader>);
 
+impl Seeded {
+    pub fn new(seed: u64) -> Self {
+        Self(Mutex::new(
+            blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof(),
+        ))
+    }
+}
+
 impl Random for Seeded {
     fn fill(&self, buffer: &mut [u8]) -> Result<()> {
         self.0.lock().unwrap().fill(buffer);
@@ -238,9 +246,7 @@ impl Fixture {
     pub async fn new(seed: u64, store: impl FnOnce(&World) -> SharedStore) -> Self {
         let start = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
         let clock = Arc::new(TestClock(Mutex::new(start), AtomicU64::new(0)));
-        let random = Seeded(Mutex::new(
-            blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof(),
-        ));
+        let random = Seeded::new(seed);
         let world = World {
             clock: clock.clone(),
             random: Arc::new(random),
@@ -286,6 +292,9 @@ impl Fixture {
         let store = self.session.store.clone().unwrap();
         Repository::open(store, Settings::default(), None).await.unwrap()
     }
+    pub async fn place(&self, run: RunId) -> lifeboat::repository::documents::Place {
+        self.repository().await.place(&self.source, run)
+    }
     pub async fn run(&self, source: &MapSource) -> Result<Taken> {
         let repository = self.session.open_for_writing().await?;
         let policy = &self.session.policy.sources[&self.source];
@@ -328,7 +337,7 @@ impl Fixture {
     }
 }
 
-fn policy(directory: &Path, source: &SourceName, recipient: String) -> Policy {
+pub fn policy(directory: &Path, source: &SourceName, recipient: String) -> Policy {
     let source_policy = SourcePolicy {
         kind: SourceKind::PocketBase(PocketBasePolicy {
             place: PocketBasePlace::Local(directory.join("pb_data")),

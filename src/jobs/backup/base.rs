@@ -16,6 +16,9 @@ use crate::types::RunId;
 /// Less of a pack than this share in use: its blocks count as changed (DESIGN, section 5).
 const LIVE_LEAST_PERCENT: u64 = 40;
 
+/// A commit is late when it came so long after the checks before it (600 s, five times at most).
+const LATE: Duration = Duration::hours(1);
+
 /// What a run builds on.
 pub struct Base {
     /// The commit.
@@ -72,7 +75,7 @@ impl Engine {
             let Some(commit) = self.repository.commit(&self.source, run).await? else {
                 continue;
             };
-            if !self.parent_is_safe(run).await? {
+            if !self.parent_is_safe(run).await? || self.is_doubtful(&commit).await? {
                 continue;
             }
             let index = match Index::open(&path) {
@@ -97,6 +100,28 @@ impl Engine {
             }));
         }
         Ok(None)
+    }
+
+    /// Recorded as damaged, or put so long after its run was finished that what it draws on may have been swept before,
+    /// with nobody left to tell. Such a point may restore, but nothing is built on it.
+    ///
+    /// # Errors
+    /// The store can not tell.
+    pub async fn is_doubtful(&self, commit: &Commit) -> Result<bool> {
+        let damage = self.repository.damage(&self.source).await?;
+        let plain = ["commit", layout::SUMS, layout::REFS];
+        if plain
+            .iter()
+            .any(|name| damage.contains_key(&(commit.run, (*name).to_owned())))
+        {
+            return Ok(true);
+        }
+        let key = layout::commit(&self.source, commit.run);
+        let Some(info) = self.repository.store().head(&key, self.repository.view()).await? else {
+            return Ok(true);
+        };
+        let finished = commit.finished + (commit.clocks.store - commit.clocks.host);
+        Ok(info.modified - finished > LATE)
     }
 
     /// Present, and not tombstoned for longer than half the grace.
@@ -147,7 +172,14 @@ impl Engine {
         }
         // What is gone or cut short by now is told in time to upload it again.
         for (run, entry) in &index.trailer.runs {
-            let there = self.sizes_of(entry.run).await?;
+            let wanted = index
+                .trailer
+                .packs
+                .iter()
+                .filter(|(r, _, _)| r == run)
+                .map(|(_, pack, told)| (layout::pack_name(*pack), told.size))
+                .collect();
+            let there = self.sizes_by_key(entry.run, &wanted).await?;
             let in_chain = index.trailer.chain.iter().any(|c| c.run == entry.run);
             let readable = !in_chain || !damage.contains_key(&(entry.run, layout::MANIFEST.to_owned()));
             if !there.contains_key(layout::SUMS)
@@ -192,6 +224,34 @@ impl Engine {
             }
         }
         chosen
+    }
+
+    /// Names and sizes of an older run's objects. A list may lag, so what it does not show as it should be (a pack of a
+    /// recorded size, the digests, the manifest) is asked for by key before it counts as gone.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn sizes_by_key(
+        &self,
+        run: RunId,
+        packs: &BTreeMap<String, u64>,
+    ) -> Result<BTreeMap<String, u64>> {
+        let mut there = self.sizes_of(run).await?;
+        let mut doubtful: Vec<&str> = packs
+            .iter()
+            .filter(|(name, size)| there.get(*name) != Some(size))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let plain = [layout::SUMS, layout::MANIFEST];
+        doubtful.extend(plain.iter().filter(|name| !there.contains_key(**name)));
+        for name in doubtful {
+            let key = layout::run_object(&self.source, run, name);
+            match self.repository.store().head(&key, self.repository.view()).await? {
+                Some(info) => there.insert(name.to_owned(), info.size),
+                None => there.remove(name),
+            };
+        }
+        Ok(there)
     }
 
     /// Names and sizes of a run's objects, from a list.

@@ -145,10 +145,6 @@ impl Engine {
                 Attempt::Done(taken) => return Ok(*taken),
                 Attempt::Lost(more) => {
                     tracing::warn!(source = %self.source, packs = more.len(), "packs of older runs are gone; the run starts over without them");
-                    for (run, pack) in &more {
-                        self.record_damage(*run, &layout::pack_name(*pack), "missing")
-                            .await?;
-                    }
                     lost.extend(more);
                 }
                 Attempt::Again(why) => {

@@ -54,11 +54,13 @@ impl Engine {
             return Ok(None);
         }
         let catalog = self.repository.catalog(&self.source).await?;
-        let newest = catalog
-            .points
-            .values()
-            .rev()
-            .find(|p| !p.commit.partial && p.tombstoned.is_none() && p.commit.kind == self.kind);
+        let broken = self.repository.broken(&self.source, &catalog).await?;
+        let newest = catalog.points.values().rev().find(|p| {
+            !p.commit.partial
+                && p.tombstoned.is_none()
+                && p.commit.kind == self.kind
+                && !broken.contains(&p.commit.run)
+        });
         let Some(point) = newest else { return Ok(None) };
         let path = self.directory.join(format!("{}.index", point.commit.run));
         match self.rebuild_from(&point.commit, keys, path.clone()).await {

@@ -367,7 +367,17 @@ impl Engine {
             }
             let lost = self.missing(needed).await?;
             if !lost.is_empty() {
-                return Ok(Some(Ended::Lost(lost)));
+                for (run, name) in &lost {
+                    self.record_damage(*run, name, Damage::MISSING).await?;
+                }
+                let packs = lost
+                    .iter()
+                    .map(|(run, name)| Some((*run, layout::pack_number(name)?)))
+                    .collect::<Option<BTreeSet<_>>>();
+                return Ok(Some(match packs {
+                    Some(packs) => Ended::Lost(packs),
+                    None => Ended::Again("digests or a manifest of an older run are missing"),
+                }));
             }
             if let Some(parent) = commit.parent
                 && !self.parent_is_safe(parent).await?
@@ -381,14 +391,23 @@ impl Engine {
             if self.cancel.is_cancelled() {
                 return Err(super::interrupted());
             }
-            if self.world.clock.since_boot().saturating_sub(begun) > CHECKS_MAX_AGE {
+            let not_after = begun + CHECKS_MAX_AGE;
+            if self.world.clock.since_boot() > not_after {
                 continue;
             }
-            self.repository
-                .put(&self.world, &key, bytes.clone().into())
-                .await?;
+            let body = bytes::Bytes::from(bytes.clone());
+            let digest = Digest::of(&body);
+            let put = self
+                .repository
+                .put_until(&self.world, &key, body, digest, Some(not_after));
+            match put.await {
+                Ok(()) => {}
+                // Stored or not, it was not confirmed in time: the same bytes once more, after fresh checks.
+                Err(_) if self.world.clock.since_boot() > not_after => continue,
+                Err(e) => return Err(e),
+            }
             self.reach("after the commit was put")?;
-            self.confirm(commit, needed).await?;
+            self.confirm(commit, own, needed).await?;
             return Ok(None);
         }
         Err(
@@ -398,24 +417,33 @@ impl Engine {
     }
 
     /// After the commit: it is there, and what it draws on is still there.
-    async fn confirm(&self, commit: &Commit, needed: &Needed) -> Result<()> {
+    async fn confirm(&self, commit: &Commit, own: &BTreeMap<String, u64>, needed: &Needed) -> Result<()> {
         if self.repository.commit(&self.source, commit.run).await?.as_ref() != Some(commit) {
             return Err(Error::failed(format!(
                 "the commit of run {} does not read back",
                 commit.run
             )));
         }
+        // A host that slept for longer than orphans are kept wakes to a run of which nothing is left but its commit.
+        let there = self.sizes_by_key(commit.run, own).await?;
+        let gone: Vec<&String> = own
+            .iter()
+            .filter(|(name, size)| there.get(*name) != Some(size))
+            .map(|(name, _)| name)
+            .collect();
         let lost = self.missing(needed).await?;
         let parent_gone = match commit.parent {
             Some(parent) => !self.parent_is_safe(parent).await?,
             None => false,
         };
-        if lost.is_empty() && !parent_gone {
+        if lost.is_empty() && gone.is_empty() && !parent_gone {
             return Ok(());
         }
-        for (run, pack) in &lost {
-            self.record_damage(*run, &layout::pack_name(*pack), "missing")
-                .await?;
+        for name in gone {
+            self.record_damage(commit.run, name, Damage::MISSING).await?;
+        }
+        for (run, name) in &lost {
+            self.record_damage(*run, name, Damage::MISSING).await?;
         }
         if parent_gone {
             self.record_damage(commit.run, "commit", "its parent was swept while it was written")
@@ -428,24 +456,23 @@ impl Engine {
         .hint("The point is recorded as damaged and is not offered; run again."))
     }
 
-    /// Packs and manifests that are not listed with their size.
-    async fn missing(&self, needed: &Needed) -> Result<BTreeSet<(RunId, u32)>> {
+    /// Packs, manifests and digests of older runs that are not there with their size.
+    async fn missing(&self, needed: &Needed) -> Result<BTreeSet<(RunId, String)>> {
         let mut lost = BTreeSet::new();
-        for (run, objects) in &needed.sizes {
-            let there = self.sizes_of(*run).await?;
-            for (name, size) in objects {
-                if there.get(name) != Some(size)
-                    && let Some(number) = layout::pack_number(name)
-                {
-                    lost.insert((*run, number));
+        for (run, packs) in &needed.sizes {
+            let there = self.sizes_by_key(*run, packs).await?;
+            for (name, size) in packs {
+                if there.get(name) != Some(size) {
+                    lost.insert((*run, name.clone()));
                 }
             }
-            let needs_manifest = needed.refs.0.get(run).is_some_and(|r| r.manifest);
-            if !there.contains_key(layout::SUMS) || needs_manifest && !there.contains_key(layout::MANIFEST) {
-                return Err(Error::damaged(format!(
-                    "objects of run {run}, which this run builds on, are missing"
-                ))
-                .hint("Run `backup verify`; the next run uploads in full."));
+            let manifest = needed.refs.0.get(run).is_some_and(|r| r.manifest);
+            let plain = [(layout::SUMS, true), (layout::MANIFEST, manifest)];
+            for (name, _) in plain
+                .iter()
+                .filter(|(n, needed)| *needed && !there.contains_key(*n))
+            {
+                lost.insert((*run, (*name).to_owned()));
             }
         }
         Ok(lost)

@@ -84,7 +84,8 @@ async fn prune_source(
 ) -> Result<()> {
     let catalog = repository.catalog(source).await?;
     let now = repository.store().now().await?;
-    let decisions = decide(&catalog, policy, session.policy.timezone, now)?;
+    let broken = repository.broken(source, &catalog).await?;
+    let decisions = decide(&catalog, &broken, policy, session.policy.timezone, now)?;
     let grace = grace(session);
     let mut expire = Vec::new();
     for decision in &decisions {
@@ -120,7 +121,7 @@ async fn prune_source(
     }
     for run in expire.iter().filter(|r| !catalog.tombstones.contains_key(r)) {
         if !report.dry_run {
-            entomb(session, repository, source, *run).await?;
+            entomb(session, repository, source, *run, "retention").await?;
         }
     }
     let expired: BTreeSet<RunId> = expire.into_iter().collect();
@@ -149,7 +150,7 @@ async fn extend_locks(
         .filter(|c| !expired.contains(&c.run))
         .collect();
     let mut keys: BTreeSet<Key> = BTreeSet::new();
-    for (run, refs) in repository.all_refs(source, &kept).await? {
+    for (run, refs) in repository.refs_of(source, &kept).await?.0 {
         keys.insert(layout::commit(source, run));
         keys.extend(
             repository
@@ -177,7 +178,13 @@ async fn extend_locks(
 }
 
 /// What the policy keeps and expires, computed from the catalog. Partial commits are decided too.
-fn decide(catalog: &Catalog, policy: &SourcePolicy, zone: Tz, now: DateTime<Utc>) -> Result<Vec<Decision>> {
+fn decide(
+    catalog: &Catalog,
+    broken: &BTreeSet<RunId>,
+    policy: &SourcePolicy,
+    zone: Tz,
+    now: DateTime<Utc>,
+) -> Result<Vec<Decision>> {
     if !catalog.unreadable.is_empty() {
         // An unreadable commit might be one that the rules count on.
         return Err(Error::damaged(format!(
@@ -203,6 +210,7 @@ fn decide(catalog: &Catalog, policy: &SourcePolicy, zone: Tz, now: DateTime<Utc>
             held: p.held,
             proven: false,
             tombstoned: p.tombstoned.is_some(),
+            damaged: broken.contains(&p.commit.run),
         })
         .collect();
     let rules = policy.retention.as_ref().map(|(_, rules)| rules);
@@ -213,11 +221,17 @@ fn grace(session: &Session) -> TimeDelta {
     TimeDelta::from_std(session.policy.repository.grace).unwrap_or(TimeDelta::hours(72))
 }
 
-async fn entomb(session: &Session, repository: &Repository, source: &SourceName, run: RunId) -> Result<()> {
+async fn entomb(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    run: RunId,
+    reason: &str,
+) -> Result<()> {
     let tombstone = Tombstone {
         place: repository.place(source, run),
         at: session.world.clock.now(),
-        reason: "retention".to_owned(),
+        reason: reason.to_owned(),
     };
     let key = layout::tombstone(source, run);
     session.world.crash.reach("before a tombstone is put")?;
@@ -258,10 +272,13 @@ pub async fn undo(session: &Session, run: RunId) -> Result<Expired> {
         );
     }
     repository.store().delete(&key).await?;
-    let commit = repository
-        .commit(&source, run)
-        .await?
-        .ok_or_else(|| Error::failed(format!("{run} was swept before its tombstone was removed")))?;
+    let Some(commit) = repository.commit(&source, run).await? else {
+        // The tombstone tells everybody why the commit is gone: it goes back.
+        entomb(session, &repository, &source, run, "swept").await?;
+        return Err(Error::failed(format!(
+            "{run} was swept before its tombstone was removed"
+        )));
+    };
     if repository.read(&key).await?.is_some() {
         return Err(Error::failed(format!(
             "the tombstone of {run} is still there after it was deleted"

@@ -10,7 +10,6 @@ use crate::error::{Error, Kind, Result};
 use crate::jobs::Session;
 use crate::jobs::report::{PruneReport, Swept};
 use crate::repository::catalog::Catalog;
-use crate::repository::documents::Refs;
 use crate::repository::{Repository, layout};
 use crate::store::{Fault, ObjectInfo};
 use crate::types::{Key, RunId, SourceName};
@@ -45,7 +44,7 @@ pub async fn sweep(
 ) -> Result<()> {
     let found = found(repository, source).await?;
     let catalog = repository.catalog(source).await?;
-    check_lists(repository, source, &found, &catalog).await?;
+    check_lists(session, repository, source, &found, &catalog, report).await?;
     let grace = grace(session);
     let due: BTreeSet<RunId> = expired
         .iter()
@@ -72,7 +71,7 @@ pub async fn sweep(
             }
         }
         let catalog = repository.catalog(source).await?;
-        check_lists(repository, source, &found, &catalog).await?;
+        check_lists(session, repository, source, &found, &catalog, report).await?;
         catalog
     };
     let roots: Roots<'_> = catalog
@@ -81,7 +80,9 @@ pub async fn sweep(
         .filter(|(run, _)| !(report.dry_run && gone.contains(run)))
         .map(|(r, p)| (*r, p))
         .collect();
-    let needed = needed(repository, source, &roots).await?;
+    let Some(needed) = needed(repository, source, &roots, report).await? else {
+        return Ok(());
+    };
     for removal in plan(&found, &catalog, &roots, &gone, &needed, now, grace) {
         stop_if_cancelled(session)?;
         let swept = Swept {
@@ -117,54 +118,80 @@ async fn found(repository: &Repository, source: &SourceName) -> Result<Found> {
     Ok(found)
 }
 
-/// Found but not listed: the list of commits lacks some. A parent or referenced run neither listed nor tombstoned: so
-/// does the list, or something was removed by others.
+/// Found but not listed: the list of commits lacks some, and nothing may go. A parent or referenced run neither listed
+/// nor tombstoned: the same; where its key says that the commit is gone, it is buried, since a tombstone is what tells
+/// everybody so, and the next prune goes on. What is recorded as damaged explains itself and stops nothing.
 async fn check_lists(
+    session: &Session,
     repository: &Repository,
     source: &SourceName,
     found: &Found,
     catalog: &Catalog,
+    report: &PruneReport,
 ) -> Result<()> {
     if let Some(run) = catalog.unreadable.keys().next() {
         return Err(Error::damaged(format!("the commit of {run} can not be read")));
     }
+    let not_listed = |run: RunId| Error::failed(format!("the commit of {run} is there and was not listed"));
     for run in found.keys().filter(|run| !catalog.points.contains_key(run)) {
         if repository.read(&layout::commit(source, *run)).await?.is_some() {
-            return Err(Error::failed(format!(
-                "the commit of {run} is there and was not listed"
-            )));
+            return Err(not_listed(*run));
         }
     }
-    let known = |run: &RunId| catalog.points.contains_key(run) || catalog.tombstones.contains_key(run);
+    let recorded = |run: RunId| catalog.damage.keys().any(|(r, _)| *r == run);
     let commits: Vec<_> = catalog.points.values().map(|p| &p.commit).collect();
-    for (run, refs) in repository.all_refs(source, &commits).await? {
-        if let Some(lost) = refs.0.keys().find(|r| !known(r)) {
-            return Err(Error::failed(format!(
-                "run {lost}, which {run} draws on, is neither listed nor tombstoned"
-            )));
+    let (refs, damaged) = repository.refs_of(source, &commits).await?;
+    for (run, problem) in damaged {
+        if !recorded(run) {
+            return Err(Error::damaged(problem)
+                .hint("Run `backup verify`, which records the damage, then prune again."));
         }
     }
-    for commit in commits {
-        if let Some(parent) = commit.parent.filter(|p| !known(p))
-            && found.contains_key(&parent)
-        {
-            return Err(Error::failed(format!(
-                "run {parent}, the parent of {}, is neither listed nor tombstoned",
-                commit.run
-            )));
+    let parents = commits
+        .iter()
+        .filter_map(|c| c.parent)
+        .filter(|p| found.contains_key(p));
+    let drawn_on: BTreeSet<RunId> = refs
+        .values()
+        .flat_map(|r| r.0.keys().copied())
+        .chain(parents)
+        .collect();
+    let unknown = drawn_on
+        .into_iter()
+        .filter(|r| !catalog.points.contains_key(r) && !catalog.tombstones.contains_key(r));
+    for run in unknown {
+        if repository.read(&layout::commit(source, run)).await?.is_some() {
+            return Err(not_listed(run));
         }
+        if repository.tombstone(source, run).await?.is_some() {
+            continue;
+        }
+        if !report.dry_run {
+            super::entomb(session, repository, source, run, "its commit is gone").await?;
+        }
+        return Err(Error::failed(format!(
+            "run {run}, which others draw on, is neither listed nor tombstoned"
+        ))
+        .hint("Somebody removed its commit. It is buried now, so that the next prune can go on; what others need of it stays."));
     }
     Ok(())
 }
 
-/// What the roots draw on: by run, object names.
+/// What the roots draw on: by run, object names. `None`: that of some can not be told, so nothing but commits may go.
 async fn needed(
     repository: &Repository,
     source: &SourceName,
     roots: &Roots<'_>,
-) -> Result<BTreeMap<RunId, Needs>> {
+    report: &mut PruneReport,
+) -> Result<Option<BTreeMap<RunId, Needs>>> {
     let commits: Vec<_> = roots.values().map(|p| &p.commit).collect();
-    let all: BTreeMap<RunId, Refs> = repository.all_refs(source, &commits).await?;
+    let (all, damaged) = repository.refs_of(source, &commits).await?;
+    if let Some(run) = damaged.keys().next() {
+        report.warnings.push(format!(
+            "{source}: what the damaged point {run} draws on can not be told; no packs go before it has expired"
+        ));
+        return Ok(None);
+    }
     let mut needed: BTreeMap<RunId, Needs> = BTreeMap::new();
     for refs in all.values() {
         for reference in refs.0.values() {
@@ -173,7 +200,7 @@ async fn needed(
             needs.manifest |= reference.manifest;
         }
     }
-    Ok(needed)
+    Ok(Some(needed))
 }
 
 /// What of a run is drawn on by others.
@@ -266,7 +293,13 @@ async fn delete_commit(
     report: &mut PruneReport,
 ) -> Result<bool> {
     let key = layout::commit(source, run);
-    let buried = repository.tombstone(source, run).await?.is_some();
+    // The one that the plan saw may have been taken back and another one put: its age counts anew.
+    let tombstone = layout::tombstone(source, run);
+    let head = repository.store().head(&tombstone, repository.view()).await?;
+    let since = head.map(|info| info.modified);
+    let now = repository.store().now().await?;
+    let buried = repository.tombstone(source, run).await?.is_some()
+        && since.is_some_and(|since| now - since > grace(session) + MARGIN);
     // A hold that can not be read holds all the same.
     let held = repository.read(&layout::hold(source, run)).await?.is_some();
     let commit = repository.commit(source, run).await?;

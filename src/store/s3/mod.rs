@@ -396,6 +396,7 @@ impl S3Store {
         let options = PutOptions {
             digest: None,
             lock: Some(lock),
+            ..PutOptions::default()
         };
         let body = Bytes::from_static(b"lifeboat probe: lock");
         let sticks = match self.put_once(&key, body, options).await {
