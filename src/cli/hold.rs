@@ -11,6 +11,10 @@ use crate::jobs::session::Lookup;
 /// Adds, ends or shows holds.
 pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8> {
     let session = surroundings.session()?;
+    let removed = match &action {
+        HoldAction::Remove { run } => Some(*run),
+        _ => None,
+    };
     let report = match action {
         HoldAction::Add { run, why } => {
             if why.trim().is_empty() {
@@ -28,7 +32,10 @@ pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8>
             report
         }
     };
-    surroundings.printer.result(&report, || text(&report))?;
+    surroundings.printer.result(&report, || match removed {
+        Some(run) => format!("{run} is held no more; the rest:\n{}", text(&report)),
+        None => text(&report),
+    })?;
     Ok(0)
 }
 

@@ -14,6 +14,15 @@ use crate::store::Abilities;
 
 /// Makes the repository, and before that a key pair if one is asked for.
 pub async fn init(surroundings: &Surroundings, args: &InitArgs) -> Result<u8> {
+    if args.generate_identity.is_some() {
+        // No key pair for a repository that is there already.
+        let session = surroundings.session()?;
+        if let Ok(there) = session.open(jobs::session::Role::Writer).await {
+            return Err(Error::usage(format!("there is a repository already: {}", there.id())).hint(
+                "`backup key generate FILE` makes a key pair, `backup key rotate` encrypts to it from now on.",
+            ));
+        }
+    }
     let recipient = match &args.generate_identity {
         Some(file) => Some(recipient_of(surroundings, file)?),
         None => None,

@@ -55,12 +55,17 @@ fn text(report: &ListReport, zone: Tz) -> String {
 
 fn source_text(source: &ListedSource, zone: Tz) -> String {
     let kind = source.kind.as_deref().unwrap_or("no point yet");
+    let expired = source.points.iter().filter(|p| p.tombstoned.is_some()).count() as u64;
     let mut out = format!(
-        "{} ({}): {}\n",
+        "{} ({}): {}",
         source.source,
         clean(kind),
-        count(source.points.len() as u64, "recovery point")
+        count(source.points.len() as u64 - expired, "recovery point")
     );
+    if expired > 0 {
+        out += &format!(", and {expired} expired that `backup prune --undo RUN` brings back for a while");
+    }
+    out.push('\n');
     for window in &source.windows {
         let what = match window.kind {
             "continuous" => "every instant",
@@ -91,10 +96,11 @@ fn source_text(source: &ListedSource, zone: Tz) -> String {
         ["run", "at (UTC)", &local, ">content", ">stored", "state"],
         source.points.iter().map(|p| {
             let [run, at, content, stored, state] = cells(p);
-            let here =
-                p.at.with_timezone(&zone)
-                    .format("%Y-%m-%d %H:%M:%S %Z")
-                    .to_string();
+            // Rounded up: copied to `--at` it finds this point.
+            let here = not_before(p.at, TimeDelta::seconds(1))
+                .with_timezone(&zone)
+                .format("%Y-%m-%d %H:%M:%S %Z")
+                .to_string();
             [run, at, here, content, stored, state]
         }),
     );

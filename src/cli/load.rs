@@ -70,6 +70,7 @@ pub fn without_policy(url: &str, lookup: &Lookup) -> Result<Policy> {
         prune: None,
         sources: BTreeMap::new(),
         drills: BTreeMap::new(),
+        not_acted_on: Vec::new(),
         verify: VerifyPolicy::default(),
         state_dir: PathBuf::from(
             set("LIFEBOAT_STATE")

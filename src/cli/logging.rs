@@ -41,7 +41,8 @@ pub fn start(global: &Global, lookup: &Lookup, bars: &Bars) -> Result<()> {
         (true, _) => "error".to_owned(),
         (_, 0) => lookup(FILTER_VARIABLE)
             .filter(|text| !text.trim().is_empty())
-            .unwrap_or_else(|| "warn".to_owned()),
+            // The SDK warns of what our own errors say better.
+            .unwrap_or_else(|| "warn,aws_config=error,aws_smithy_runtime=error".to_owned()),
         (_, 1) => "warn,lifeboat=info".to_owned(),
         (_, 2) => "info,lifeboat=debug".to_owned(),
         (_, _) => "debug,lifeboat=trace".to_owned(),

@@ -26,10 +26,11 @@ pub async fn prune(surroundings: &Surroundings, args: &PruneArgs) -> Result<u8> 
 
 fn undone(back: &Expired) -> String {
     format!(
-        "{} of {} (at {}) is back\n",
+        "{} of {} (at {}) is back\nThe next prune expires it again unless it is held: backup hold add {} --why \"...\"\n",
         back.run,
         back.source,
-        point(back.at)
+        point(back.at),
+        back.run
     )
 }
 
@@ -53,11 +54,16 @@ fn text(report: &PruneReport) -> String {
         );
     }
     let tense = |plan: &'static str, done: &'static str| if report.dry_run { plan } else { done };
+    let waiting = report.expire.iter().filter(|e| e.tombstoned).count() as u64;
     out += &format!(
-        "\n{} {}\n",
-        count(report.expire.len() as u64, "recovery point"),
+        "\n{} {}",
+        count(report.expire.len() as u64 - waiting, "recovery point"),
         tense("would be expired", "expired")
     );
+    if waiting > 0 {
+        out += &format!(", {waiting} before that and waiting to be removed");
+    }
+    out.push('\n');
     if !report.expire.is_empty() {
         out += &table(
             ["source", "run", "at (UTC)", "undo until (UTC)", ""],

@@ -21,6 +21,13 @@ use crate::types::SourceName;
 pub async fn check(session: &Session) -> Result<CheckReport> {
     let mut findings = Vec::new();
     findings.extend(secrets::check_all(&session.policy, &*session.lookup));
+    if !session.policy.not_acted_on.is_empty() {
+        findings.push(Finding::warning(
+            "not yet",
+            format!("this version does not act on {}", session.policy.not_acted_on.join(", ")),
+            "Nothing is run, drilled or told by itself: call `backup run`, `prune`, `verify` and `status` from timers, and watch their exit codes.",
+        ));
+    }
     findings.push(encryption(session));
     findings.push(state(session));
     let abilities = repository(session, &mut findings).await;
@@ -115,7 +122,7 @@ async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Ab
             findings.push(Finding::warning(
                 "store",
                 text,
-                "See the manual, \"What the store must be able to do\".",
+                "See README.md, \"What the store must be able to do\".",
             ));
         }
     }

@@ -1,5 +1,6 @@
 //! Restores: choose the point (pure), say what the operator gets and the gap, then write.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -8,7 +9,7 @@ use super::Session;
 use super::report::RestoreReport;
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
-use crate::policy::SourceKind;
+use crate::policy::{PocketBasePlace, SourceKind, StoreUrl};
 use crate::recovery::{self, Candidate, Goal, Plan, Refusal};
 use crate::repository::Repository;
 use crate::repository::catalog::{Catalog, Point};
@@ -66,7 +67,22 @@ struct Planned {
 /// # Errors
 /// No point, a damaged one, a gap over the limit; each names the nearest instant that can be restored.
 pub async fn plan(session: &Session, request: &Request) -> Result<RestoreReport> {
-    let planned = planned(session, request).await?;
+    let mut planned = planned(session, request).await?;
+    let mut keys = session.key_ring()?;
+    if keys.is_empty() {
+        planned.report.warnings.push(
+            "there is no identity at hand: the restore itself needs encryption.identity or --identity FILE"
+                .to_owned(),
+        );
+    } else {
+        use base64::Engine as _;
+        let generation = &planned.commit.generation;
+        let wrap = base64::engine::general_purpose::STANDARD
+            .decode(&generation.wrap)
+            .ok();
+        keys.open(&planned.repository, generation.id, wrap.as_deref())
+            .await?;
+    }
     if let Some(target) = &request.target {
         let (context, _scratch) = context(session, &request.source, planned.commit.run)?;
         restorer(session, &request.source, &planned.commit.kind)?
@@ -171,6 +187,7 @@ fn context(
 async fn planned(session: &Session, request: &Request) -> Result<Planned> {
     let repository = session.open(Role::Writer).await?;
     let source = &request.source;
+    refuse_own_directories(session, request)?;
     if !session.policy.sources.contains_key(source) {
         let names = repository.sources().await?;
         if !names.contains(source) {
@@ -219,7 +236,9 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
     for (run, reason) in &plan.passed_over {
         warnings.push(format!("point {run} is nearer and is passed over: {reason}"));
     }
-    check_gap(session, request, &plan)?;
+    warnings.extend(nearer_expired(&catalog, goal, Some(plan.at)));
+    check_gap(session, request, &plan)
+        .map_err(|e| with_hint(e, nearer_expired(&catalog, goal, Some(plan.at))))?;
     let commit = catalog.points[&plan.run].commit.clone();
     let offset = commit.clocks.source_minus_store_ms();
     if offset.abs() > 1000 {
@@ -250,6 +269,69 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         commit,
         report,
     })
+}
+
+/// Neither the repository nor what is backed up is a place to restore to.
+fn refuse_own_directories(session: &Session, request: &Request) -> Result<()> {
+    let Some(Target::Directory(target)) = &request.target else {
+        return Ok(());
+    };
+    let mut own = Vec::new();
+    if let StoreUrl::Directory(path) = &session.policy.repository.url {
+        own.push(("the repository", path));
+    }
+    for policy in session.policy.sources.values() {
+        if let SourceKind::PocketBase(pocketbase) = &policy.kind
+            && let PocketBasePlace::Local(path) = &pocketbase.place
+        {
+            own.push(("a source", path));
+        }
+    }
+    let target = resolved(target);
+    for (what, path) in own {
+        let path = resolved(path);
+        if target.starts_with(&path) || path.starts_with(&target) {
+            return Err(Error::usage(format!(
+                "{} is in the way of {what} at {}",
+                target.display(),
+                path.display()
+            ))
+            .hint("Restore into a new directory elsewhere, look at it, then move it."));
+        }
+    }
+    Ok(())
+}
+
+/// Without links, as far as the path exists.
+fn resolved(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for existing in path.ancestors() {
+        if let Ok(real) = existing.canonicalize() {
+            return match path.strip_prefix(existing) {
+                Ok(rest) if rest.as_os_str().is_empty() => real,
+                Ok(rest) => real.join(rest),
+                Err(_) => path,
+            };
+        }
+    }
+    path
+}
+
+/// A point nearer to the goal that has expired and may be brought back.
+fn nearer_expired(catalog: &Catalog, goal: Goal, found: Option<DateTime<Utc>>) -> Option<String> {
+    let Goal::At(instant) = goal else { return None };
+    let point = catalog
+        .points
+        .values()
+        .filter(|p| !p.commit.partial && p.tombstoned.is_some())
+        .filter(|p| p.commit.at <= instant && found.is_none_or(|at| at < p.commit.at))
+        .max_by_key(|p| p.commit.at)?;
+    Some(format!(
+        "point {} ({}) is nearer and has expired: `backup prune --undo {}` may bring it back",
+        point.commit.run,
+        stamp(point.commit.at),
+        point.commit.run
+    ))
 }
 
 /// The goal on the source's clock, and the instant asked for.
@@ -333,13 +415,23 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
             Kind::Unreachable,
             format!("the instant is before the first recovery point of {source}"),
         )
-        .hint(format!("The nearest that can be restored is {}.", stamp(*first))),
+        .hint(match nearer_expired(catalog, goal, None) {
+            Some(expired) => format!(
+                "The nearest that can be restored is {}; {expired}.",
+                stamp(*first)
+            ),
+            None => format!("The nearest that can be restored is {}.", stamp(*first)),
+        }),
         Refusal::UnknownPoint => {
             let hidden = matches!(goal, Goal::Point(run) if catalog.tombstones.contains_key(&run));
             let error = Error::new(Kind::Unreachable, format!("{source} has no such recovery point"));
             if hidden {
-                error
-                    .hint("It has expired and waits for its grace: `backup prune --undo RUN` brings it back.")
+                error.hint(match goal {
+                    Goal::Point(run) => format!(
+                        "It has expired and waits for its grace: `backup prune --undo {run}` brings it back."
+                    ),
+                    _ => "It has expired and waits for its grace.".to_owned(),
+                })
             } else {
                 error.hint("`backup list` shows the recovery points.")
             }
@@ -358,8 +450,16 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
     }
 }
 
+fn with_hint(error: Error, more: Option<String>) -> Error {
+    match (more, error.hint_text().map(str::to_owned)) {
+        (Some(more), Some(hint)) => error.hint(format!("{hint} Or: {more}.")),
+        _ => error,
+    }
+}
+
+/// Exactly, so that it can be given back to `--at`.
 fn stamp(instant: DateTime<Utc>) -> String {
-    instant.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+    instant.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }
 
 fn check_gap(session: &Session, request: &Request, plan: &Plan) -> Result<()> {
@@ -373,10 +473,15 @@ fn check_gap(session: &Session, request: &Request, plan: &Plan) -> Result<()> {
     if plan.gap <= limit {
         return Ok(());
     }
+    let rule = match (request.max_gap, session.policy.sources.get(&request.source)) {
+        (Some(_), _) => "that --max-gap allows",
+        (None, Some(source)) if source.objective.rpo.is_some() => "of the source's objective (rpo)",
+        _ => "of twice its schedule's interval",
+    };
     Err(Error::new(
         Kind::Unreachable,
         format!(
-            "the nearest recovery point of {} is {} before the instant asked for, more than the {} that are usual",
+            "the nearest recovery point of {} is {} before the instant asked for, more than the {} {rule}",
             request.source,
             in_words(plan.gap),
             in_words(limit)

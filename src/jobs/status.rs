@@ -38,8 +38,15 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(seconds, source)| format!(" Worst possible loss now: {} ({source}).", words(seconds)))
         .unwrap_or_default();
+    let blind = sources
+        .iter()
+        .filter(|s| s.rpo_objective_seconds.is_none())
+        .count();
     let sentence = match (sources.len(), bad) {
         (0, _) => "The policy has no sources.".to_owned(),
+        (n, 0) if blind > 0 => format!(
+            "All {n} sources have a recovery point; {blind} without an objective or schedule, so nothing tells when it is too old.{loss}"
+        ),
         (n, 0) => format!("All {n} sources have a recovery point within their objective.{loss}"),
         (n, bad) => format!("{bad} of {n} sources need attention.{loss}"),
     };

@@ -30,6 +30,8 @@ pub struct Policy {
     pub sources: BTreeMap<SourceName, SourcePolicy>,
     /// Drills, kept for the drill command.
     pub drills: BTreeMap<String, DrillPolicy>,
+    /// Sections that are understood and that this version does not act on yet.
+    pub not_acted_on: Vec<String>,
     /// Scheduled verification.
     pub verify: VerifyPolicy,
     /// The local state directory: `state.dir`, `$LIFEBOAT_STATE`, `$STATE_DIRECTORY`, then `/var/lib/lifeboat`.

@@ -67,7 +67,9 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         r.finish(&[]);
         dir
     });
+    let mut not_acted_on = Vec::new();
     if let Some(http) = root.table("http", "http") {
+        not_acted_on.push("[http]".to_owned());
         http.parsed("listen", |t| {
             t.parse::<std::net::SocketAddr>()
                 .map_err(|_| "must be an address and a port, such as 127.0.0.1:9184")
@@ -94,12 +96,22 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
             Err(e) => reader.problem_at(span, e.message().to_owned(), e.hint_text().map(str::to_owned)),
         }
     }
-    let drills = root
+    let drills: BTreeMap<_, _> = root
         .named("drill", "drill")
         .into_iter()
         .map(|(name, _, r)| (name, drill(&r, timezone, &names)))
         .collect();
-    for (_, _, reader) in root.named("notify", "notify") {
+    not_acted_on.extend(drills.keys().map(|name| format!("[drill.{name}]")));
+    let schedules = sources
+        .values()
+        .any(|s: &super::SourcePolicy| s.schedule.is_some())
+        || prune.as_ref().is_some_and(|p| p.schedule.is_some())
+        || verify.schedule.is_some();
+    if schedules {
+        not_acted_on.push("schedule".to_owned());
+    }
+    for (name, _, reader) in root.named("notify", "notify") {
+        not_acted_on.push(format!("[notify.{name}]"));
         notify(&reader);
     }
     root.finish(&["source", "retention", "drill", "notify"]);
@@ -112,6 +124,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         prune,
         sources,
         drills,
+        not_acted_on,
         verify,
         state_dir: state_dir(dir, lookup),
         concurrency,

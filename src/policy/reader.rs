@@ -412,7 +412,15 @@ impl<'a, 't> Reader<'a, 't> {
             .map(str::to_owned);
         match (name.get_ref().as_ref(), text) {
             ("env", Some(name)) if is_plain(&name) => Some(SecretRef::Env(name)),
-            ("file", Some(path)) => Some(SecretRef::File(path.into())),
+            ("file", Some(path)) if path.starts_with('/') => Some(SecretRef::File(path.into())),
+            ("file", Some(_)) => {
+                self.problem(
+                    key,
+                    "the path of the file must be absolute",
+                    Some("a timer or a service starts in another directory".to_owned()),
+                );
+                None
+            }
             ("credential", Some(name)) if is_plain(&name) => Some(SecretRef::Credential(name)),
             ("env" | "file" | "credential", _) => {
                 self.problem(key, "names no place that can be looked up", Some(how.to_owned()));

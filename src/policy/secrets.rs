@@ -134,7 +134,11 @@ pub fn check_all(policy: &Policy, lookup: Lookup<'_>) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok(
             "secrets",
-            format!("{} secrets are there", references.len()),
+            match references.len() {
+                0 => "none is needed".to_owned(),
+                1 => "1 secret is there".to_owned(),
+                n => format!("{n} secrets are there"),
+            },
         ));
     }
     findings

@@ -329,7 +329,10 @@ fn check_marker(context: &Context, path: &Path) -> Result<()> {
         marker.source,
         marker.started.format("%Y-%m-%dT%H:%M:%SZ")
     ))
-    .hint(hint))
+    .hint(format!(
+        "Go on with that one: --at-point {}. Or remove the directory, or give another one.",
+        marker.run
+    )))
 }
 
 /// The parts of a relative path of plain names only.

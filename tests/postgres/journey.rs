@@ -327,30 +327,70 @@ async fn dump_and_facts_are_of_one_instant_while_writers_go_on() {
     );
 }
 
+fn excluding(
+    server: &PostgresServer,
+    name: &str,
+    exclude: &[&str],
+) -> lifeboat::source::postgres::PostgresSource {
+    let mut policy = policy(server);
+    policy.exclude = exclude.iter().map(|e| (*e).to_owned()).collect();
+    let secret = lifeboat::secret::SecretText::new(url(server, name));
+    lifeboat::source::postgres::PostgresSource::new(&policy, secret)
+}
+
 #[tokio::test]
-async fn excluded_tables_are_left_out_and_not_missed() {
+async fn the_rows_of_excluded_tables_are_left_out_and_not_missed() {
     let server = PostgresServer::newest();
     let name = server.create_database();
     server.psql(
         &name,
-        "create table keep (id serial); create table log_1 (id serial primary key); create table \"Log_2\" (x int); \
-         create schema s; create table s.log_3 (x int); insert into keep select from generate_series(1, 3)",
+        "create table keep (id serial); create table log_1 (id serial primary key, x int); create table \"Log_2\" (x int); \
+         create schema s; create table s.log_3 (x int); insert into keep select from generate_series(1, 3); \
+         insert into log_1 (x) select 1; insert into s.log_3 select 1; create view seen as select x from log_1",
     );
-    let mut policy = policy(server);
-    policy.exclude = vec!["log*".into(), "s.*".into()];
-    let secret = lifeboat::secret::SecretText::new(url(server, &name));
-    let source = lifeboat::source::postgres::PostgresSource::new(&policy, secret);
-    let point = capture(&source).await.unwrap();
+    let point = capture(&excluding(server, &name, &["log*", "s.*", "nothing_like_it"]))
+        .await
+        .unwrap();
+    assert!(
+        point
+            .captured
+            .warnings
+            .iter()
+            .any(|w| w.contains("\"nothing_like_it\" matches no table")),
+        "{:?}",
+        point.captured.warnings
+    );
     let back = format!("{name}_back");
     let restored = restore(server, &point, target(url(server, &back))).await.unwrap();
     assert_eq!(restored.differences, Vec::<String>::new());
     assert!(
-        restored.warnings.iter().any(|w| w.contains("left tables out")),
+        restored
+            .warnings
+            .iter()
+            .any(|w| w.contains("left the rows of tables out")),
         "{:?}",
         restored.warnings
     );
-    let tables = "select string_agg(relname, ',' order by relname) from pg_class c join pg_namespace n on n.oid = relnamespace where relkind = 'r' and nspname in ('public', 's')";
-    assert_eq!(server.psql(&back, tables), "Log_2,keep");
+    let rows = "select (select count(*) from keep), (select count(*) from log_1), (select count(*) from s.log_3), (select count(*) from seen)";
+    assert_eq!(server.psql(&back, rows), "3|0|0|0");
+}
+
+#[tokio::test]
+async fn an_exclusion_that_no_restore_could_survive_is_refused() {
+    let server = PostgresServer::newest();
+    let name = server.create_database();
+    server.psql(
+        &name,
+        "create table orders (id int primary key); create table lines (o int constraint of_order references orders)",
+    );
+    let error = match capture(&excluding(server, &name, &["orders"])).await {
+        Ok(_) => panic!("captured"),
+        Err(e) => e.chain(),
+    };
+    assert!(error.contains("lines") && error.contains("of_order"), "{error}");
+    capture(&excluding(server, &name, &["orders", "lines"]))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -239,7 +239,7 @@ fn failed(mut plan: RestoreReport, error: &Error) -> (Part, u8) {
 fn tell(surroundings: &Surroundings, part: &Part) {
     match part {
         Part::Planned(report) if report.dry_run => {}
-        Part::Planned(report) => show::warnings(surroundings, report),
+        Part::Planned(report) => show::warnings(surroundings, report, &[]),
         Part::Refused { source, error } => surroundings.printer.failure(source.as_str(), error),
     }
 }

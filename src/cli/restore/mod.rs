@@ -145,6 +145,7 @@ async fn one(
         planned => planned?,
     };
     show::plan(surroundings, session, &plan);
+    let told = plan.warnings.clone();
     if args.dry_run {
         surroundings.printer.result(&plan, || show::result(&plan))?;
         return Ok(0);
@@ -152,7 +153,7 @@ async fn one(
     confirm_reuse(surroundings, args).await?;
     let report = carry_out(session, request, plan).await?;
     surroundings.printer.bars().finish();
-    show::warnings(surroundings, &report);
+    show::warnings(surroundings, &report, &told);
     surroundings.printer.result(&report, || show::result(&report))?;
     Ok(if report.error.is_none() {
         0

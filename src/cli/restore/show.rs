@@ -34,8 +34,8 @@ pub fn plan(surroundings: &Surroundings, session: &Session, plan: &RestoreReport
 }
 
 /// What went wrong, and what was not known when the plan was shown.
-pub fn warnings(surroundings: &Surroundings, report: &RestoreReport) {
-    for warning in &report.warnings {
+pub fn warnings(surroundings: &Surroundings, report: &RestoreReport, told: &[String]) {
+    for warning in report.warnings.iter().filter(|w| !told.contains(w)) {
         surroundings
             .printer
             .warning(&format!("{}: {warning}", report.source));

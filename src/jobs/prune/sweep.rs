@@ -339,6 +339,15 @@ async fn carry_out(
     if removal.why != "orphan" && repository.tombstone(source, run).await?.is_none() {
         return Ok(false);
     }
+    if removal.why == "orphan" {
+        // Its writer may have slept, and be at work on it again.
+        let now = repository.store().now().await?;
+        let there = repository.list(&layout::run_prefix(source, run)).await?;
+        let newest = there.iter().map(|o| o.modified).max();
+        if newest.is_some_and(|m| now - m <= grace(session).max(ORPHAN_AGE)) {
+            return Ok(false);
+        }
+    }
     for object in &removal.objects {
         session.world.crash.reach("before an object is deleted")?;
         if !delete(repository, &object.key, report).await? {

@@ -405,11 +405,33 @@ impl Stderr {
         found.into_iter()
     }
 
-    /// The last lines, as one.
+    /// The first errors with what explains them; without any, the last lines. As one line.
     fn told(&self) -> String {
+        const CAUSES: [&str; 10] = [
+            "error:",
+            "fatal:",
+            "detail:",
+            "hint:",
+            "ERROR:",
+            "FATAL:",
+            "PANIC:",
+            "DETAIL:",
+            "HINT:",
+            "Query was:",
+        ];
         let text = self.text();
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        lines[lines.len().saturating_sub(6)..].join("; ")
+        let causes: Vec<&str> = lines
+            .iter()
+            .filter(|l| CAUSES.iter().any(|c| l.contains(c)))
+            .take(6)
+            .copied()
+            .collect();
+        if causes.is_empty() {
+            lines[lines.len().saturating_sub(6)..].join("; ")
+        } else {
+            causes.join("; ")
+        }
     }
 }
 

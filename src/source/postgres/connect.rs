@@ -241,7 +241,7 @@ impl Address {
         }
         if told.contains("password missing") {
             return Error::failed(format!("{} wants a password and the URL has none", self.shown()))
-                .hint("Put the password into the URL's secret.");
+                .hint("Put the password into the URL's secret; with --to, give the URL as env:NAME or file:PATH, or set PGPASSWORD.");
         }
         self.unreachable(told)
     }

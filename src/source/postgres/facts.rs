@@ -175,6 +175,9 @@ pub(crate) struct DatabaseFacts {
     /// How many functions, indexes, constraints, triggers and policies there are; those of extensions not counted.
     #[serde(default)]
     pub(crate) counts: BTreeMap<String, u64>,
+    /// Patterns of the policy's `exclude` that match no table here.
+    #[serde(skip)]
+    pub(crate) unmatched: Vec<String>,
 }
 
 /// A table, view, materialized view or foreign table.

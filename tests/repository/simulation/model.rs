@@ -47,16 +47,20 @@ pub struct Model {
     pub windows: BTreeMap<Actor, TimeDelta>,
     /// Commits that have not been restored yet.
     pub to_learn: BTreeSet<Key>,
-    /// Commits before whose put the writer slept: the ground may be gone when it wakes, and it must notice.
+    /// Keys before whose put or deletion the process slept, and commits whose writer did during the run: the ground may
+    /// be gone when it wakes, and it must notice.
     pub slept: BTreeSet<Key>,
+    /// Who slept since the operation began.
+    pub sleepers: BTreeSet<Actor>,
     pub violations: Vec<String>,
+    /// Since when each tombstone stands, put anew or not.
+    buried_since: BTreeMap<Key, DateTime<Utc>>,
     puts: BTreeMap<Key, Digest>,
     needed_by: BTreeMap<Key, BTreeSet<Key>>,
 }
 
 /// What stood around a key before it was deleted.
 pub struct Before {
-    tombstone: Option<DateTime<Utc>>,
     held: bool,
     existed: bool,
 }
@@ -68,14 +72,10 @@ fn beside(commit: &Key, folder: &str) -> Key {
 impl Before {
     pub async fn look(memory: &MemoryStore, key: &Key) -> Self {
         let mut found = Self {
-            tombstone: None,
             held: false,
             existed: memory.head(key, View::Current).await.unwrap().is_some(),
         };
         if key.as_str().contains("/points/") {
-            let tombstone = beside(key, "/tombstones/");
-            let tombstone = memory.head(&tombstone, View::Current).await.unwrap();
-            found.tombstone = tombstone.map(|t| t.modified);
             let hold = beside(key, "/holds/");
             found.held = memory.head(&hold, View::Current).await.unwrap().is_some();
         }
@@ -96,6 +96,9 @@ impl Model {
             && !key.as_str().contains("/holds/")
         {
             self.violation(format!("{key} was put twice with other bytes"));
+        }
+        if key.as_str().contains("/tombstones/") {
+            self.buried(key, now);
         }
         if !key.as_str().contains("/points/") {
             return;
@@ -125,8 +128,15 @@ impl Model {
             deleted: false,
             confirmed: false,
         };
+        if self.sleepers.contains(&actor) {
+            self.slept.insert(key.clone());
+        }
         self.points.insert(key.clone(), point);
         self.to_learn.insert(key.clone());
+    }
+
+    pub fn buried(&mut self, tombstone: &Key, now: DateTime<Utc>) {
+        self.buried_since.entry(tombstone.clone()).or_insert(now);
     }
 
     pub fn learned(&mut self, commit: &Key, needed: BTreeMap<Key, Digest>) {
@@ -145,6 +155,7 @@ impl Model {
         if !before.existed {
             return;
         }
+        self.buried_since.remove(key);
         if self.points.contains_key(key) {
             self.commit_deleted(actor, key, before, now);
             return;
@@ -162,11 +173,14 @@ impl Model {
     }
 
     fn commit_deleted(&mut self, actor: Actor, key: &Key, before: &Before, now: DateTime<Utc>) {
-        let buried_long = before.tombstone.is_some_and(|since| now - since > GRACE);
-        if !buried_long {
+        let since = self.buried_since.get(&beside(key, "/tombstones/")).copied();
+        let buried_long = since.is_some_and(|since| now - since > GRACE);
+        // One that sleeps between its last look and the deletion can not know what happened meanwhile.
+        let blind = self.sleepers.contains(&actor) && self.slept.contains(key);
+        if !buried_long && !blind {
             self.violation(format!(
                 "{key} was deleted before its grace was over: {:?}",
-                before.tombstone
+                since
             ));
         }
         if before.held {

@@ -173,7 +173,8 @@ impl LogicalCapture {
             self.settings
                 .exclude
                 .iter()
-                .map(|p| format!("--exclude-table={p}")),
+                // The definitions stay: views, keys and functions that name the table restore.
+                .map(|p| format!("--exclude-table-data={p}")),
         );
         if held.marked {
             arguments.push(format!("--exclude-schema={MARKER_SCHEMA}"));
@@ -453,6 +454,12 @@ impl Capture for LogicalCapture {
         {
             return Err(Error::failed("not every database was dumped"));
         }
+        let nowhere = self.settings.exclude.iter().filter(|pattern| {
+            let databases = &self.facts.databases;
+            databases.iter().all(|d| d.unmatched.contains(pattern))
+        });
+        self.warnings
+            .extend(nowhere.map(|p| format!("exclude: {p:?} matches no table")));
         // Restoring to `at` must never give anything later than it: the last snapshot decides.
         let at = self
             .cluster

@@ -223,7 +223,8 @@ pub(super) async fn facts(
     scope: &Scope,
     cancel: &CancellationToken,
 ) -> Result<DatabaseFacts> {
-    let excluded = excluded(session, &scope.exclude).await?;
+    let (excluded, unmatched) = excluded(session, &scope.exclude).await?;
+    refuse_dangling(session, name, &excluded).await?;
     let mut facts = DatabaseFacts {
         name: name.to_owned(),
         schemas: schemas(session).await?,
@@ -232,6 +233,7 @@ pub(super) async fn facts(
         extensions: extensions(session).await?,
         large_objects: count(session, "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").await?,
         counts: counts(session).await?,
+        unmatched,
     };
     let counted = |r: &Relation| {
         let wanted = scope
@@ -270,10 +272,12 @@ async fn count(session: &Session, sql: &str) -> Result<u64> {
 
 /// The oids of tables and sequences that the patterns leave out. Visible is what the database's own search path shows,
 /// as for the dump program.
-async fn excluded(session: &Session, patterns: &[String]) -> Result<BTreeSet<i64>> {
+/// Also the patterns that match nothing.
+async fn excluded(session: &Session, patterns: &[String]) -> Result<(BTreeSet<i64>, Vec<String>)> {
     let mut found = BTreeSet::new();
+    let mut unmatched = Vec::new();
     if patterns.is_empty() {
-        return Ok(found);
+        return Ok((found, unmatched));
     }
     let doing = "find the tables left out";
     session.run(doing, "RESET search_path").await?;
@@ -297,12 +301,37 @@ async fn excluded(session: &Session, patterns: &[String]) -> Result<BTreeSet<i64
             literal(&table),
             literal(&table)
         );
-        for row in session.rows(doing, &sql, &[]).await? {
+        let rows = session.rows(doing, &sql, &[]).await?;
+        if rows.is_empty() {
+            unmatched.push(pattern.clone());
+        }
+        for row in rows {
             found.insert(value::<i64>(&row, 0)?);
         }
     }
     session.run(doing, "SET search_path = pg_catalog").await?;
-    Ok(found)
+    Ok((found, unmatched))
+}
+
+/// Rows that point to rows left out would stop every restore.
+async fn refuse_dangling(session: &Session, database: &str, excluded: &BTreeSet<i64>) -> Result<()> {
+    if excluded.is_empty() {
+        return Ok(());
+    }
+    let sql = "SELECT k.conrelid::int8, k.confrelid::int8, k.conname::text, k.conrelid::regclass::text, \
+               k.confrelid::regclass::text FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' ORDER BY 4, 3";
+    for row in session.rows("look at foreign keys", sql, &[]).await? {
+        let (from, to): (i64, i64) = (value(&row, 0)?, value(&row, 1)?);
+        if excluded.contains(&to) && !excluded.contains(&from) {
+            let (key, from, to): (String, String, String) =
+                (value(&row, 2)?, value(&row, 3)?, value(&row, 4)?);
+            return Err(Error::failed(format!(
+                "database {database:?}: exclude leaves out the rows of {to}, which {from} points to ({key}): no restore could succeed"
+            ))
+            .hint(format!("Exclude {from} as well, or keep {to}.")));
+        }
+    }
+    Ok(())
 }
 
 async fn schemas(session: &Session) -> Result<Vec<String>> {

@@ -111,31 +111,63 @@ async fn to_directory(
     options: &RestoreOptions,
 ) -> Result<Restored> {
     refuse_table_to_directory(options)?;
-    let mut target = DirectoryTarget::open(context, path)?;
-    let mut restored = Restored::default();
     let only = options.only_database.as_deref().map(super::unit_of).transpose()?;
-    let mut found = only.is_none();
+    // What can be refused is, before anything is written.
+    let (first, text) = read_cluster(content).await?;
+    let cluster: Cluster = decode(CLUSTER_UNIT, &text)?;
+    if let Some(name) = &options.only_database {
+        named(&cluster, name)?;
+    }
+    let mut target = DirectoryTarget::open(context, path)?;
+    let mut restored = Restored {
+        bytes: target.write_unit(&first, &mut Read(Some(text.into()))).await?,
+        ..Restored::default()
+    };
     while let Some(unit) = content.next().await? {
         let is_dump = unit.name.as_str().starts_with("databases/");
-        if let Some(only) = only.as_ref().filter(|_| is_dump) {
-            if unit.name != *only {
-                continue;
-            }
-            found = true;
+        if is_dump && only.as_ref().is_some_and(|only| unit.name != *only) {
+            continue;
         }
         context
             .progress
             .phase(&format!("writing {}", unit.name), Some(unit.size));
         restored.bytes += target.write_unit(&unit, content).await?;
     }
-    if !found {
-        return Err(Error::usage(format!(
-            "the point has no database {:?}",
-            options.only_database.as_deref().unwrap_or_default()
-        )));
-    }
     target.finish().await?;
     Ok(restored)
+}
+
+/// The first unit tells of the whole.
+async fn read_cluster(content: &mut dyn PointContent) -> Result<(RestoredUnit, Vec<u8>)> {
+    match content.next().await? {
+        Some(unit) if unit.name.as_str() == CLUSTER_UNIT => {
+            let text = read_document(content, &unit).await?;
+            Ok((unit, text))
+        }
+        _ => Err(Error::damaged(format!("the point has no {CLUSTER_UNIT}"))),
+    }
+}
+
+fn named<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Database> {
+    let mut databases = cluster.databases.iter();
+    databases.find(|d| d.name == name).ok_or_else(|| {
+        let there: Vec<&str> = cluster.databases.iter().map(|d| d.name.as_str()).collect();
+        Error::usage(format!("the point has no database {name:?}"))
+            .hint(format!("It has: {}. Nothing was written.", there.join(", ")))
+    })
+}
+
+/// A unit that was read already.
+struct Read(Option<bytes::Bytes>);
+
+#[async_trait]
+impl PointContent for Read {
+    async fn next(&mut self) -> Result<Option<RestoredUnit>> {
+        Ok(None)
+    }
+    async fn read(&mut self) -> Result<Option<bytes::Bytes>> {
+        Ok(self.0.take())
+    }
 }
 
 /// One database to restore.
@@ -171,12 +203,7 @@ impl<'a> Work<'a> {
         options: &RestoreOptions,
         client_dir: Option<&Path>,
     ) -> Result<Self> {
-        let cluster: Cluster = match content.next().await? {
-            Some(unit) if unit.name.as_str() == CLUSTER_UNIT => {
-                decode(CLUSTER_UNIT, &read_document(content, &unit).await?)?
-            }
-            _ => return Err(Error::damaged(format!("the point has no {CLUSTER_UNIT}"))),
-        };
+        let cluster: Cluster = decode(CLUSTER_UNIT, &read_cluster(content).await?.1)?;
         let chosen = choose(&cluster, &address, options)?;
         let server = prepare::maintenance(&address).await?;
         let version = server.version().await?;
@@ -356,7 +383,7 @@ impl<'a> Work<'a> {
         };
         if !facts.excluded.is_empty() {
             compared.warnings.push(format!(
-                "database {:?}: the policy left tables out of the backup: {}",
+                "database {:?}: the policy left the rows of tables out of the backup: {}",
                 item.recorded.name,
                 facts.excluded.join(", ")
             ));
