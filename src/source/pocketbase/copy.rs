@@ -22,6 +22,8 @@ use crate::error::{Context as _, Error, Result};
 const CHUNK: usize = 2 << 20;
 /// How often a copy is begun anew because the ground changed.
 const ATTEMPTS: u32 = 5;
+/// How often a log is looked at that changes while it is first read.
+const FIRST_LOOKS: u32 = 50;
 /// The least SQLite that may open a database which others write: before it, a checkpoint could lose commits.
 const SQLITE_LEAST: i32 = 3_051_003;
 /// How often a header that is being changed is read again.
@@ -101,7 +103,7 @@ fn copy_resting(path: &Path, to: &Path) -> Result<(), Stop> {
     }
     copy_file(path, to)?;
     if before.1.is_some() {
-        copy_file(&log, &copied_log)?;
+        copy_file(&log, &copied_log).map_err(Stop::of_shared)?;
     }
     if beside(path, "-shm").exists() || before != (identity(path), identity(&log)) {
         return Err(Stop::Changed("somebody opened it"));
@@ -136,7 +138,7 @@ struct Slider {
 impl Slider {
     fn attach(path: &Path) -> Result<Self, Stop> {
         let database = File::open(path)?;
-        let shm = File::open(beside(path, "-shm"))?;
+        let shm = File::open(beside(path, "-shm")).map_err(Stop::of_shared)?;
         let identity = identities(path)?;
         let holding = connect(path)?;
         let waiting = connect(path)?;
@@ -153,7 +155,7 @@ impl Slider {
 
     fn header(&self) -> Result<IndexHeader, Stop> {
         for _ in 0..HEADER_READS {
-            if let Some(header) = wal::read_index(&self.shm)? {
+            if let Some(header) = wal::read_index(&self.shm).map_err(Stop::of_shared)? {
                 return Ok(header);
             }
             std::thread::yield_now();
@@ -217,13 +219,7 @@ struct Overlay {
 impl Overlay {
     /// Reads on up to the header's last commit, and proves that none was missed.
     fn read(&mut self, path: &Path, header: &IndexHeader) -> Result<(), Stop> {
-        let log = match File::open(beside(path, "-wal")) {
-            Ok(log) => log,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Stop::Changed("its log is gone"));
-            }
-            Err(e) => return Err(e.into()),
-        };
+        let log = File::open(beside(path, "-wal")).map_err(Stop::of_shared)?;
         if self.page_size != 0 && self.page_size != header.page_size {
             return Err(Stop::Changed("the page size"));
         }
@@ -251,8 +247,8 @@ impl Overlay {
     }
 }
 
-/// Others write it.
-fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
+/// Attaches, and reads the whole log: what it holds is not in the file yet, or may be brought there at any moment.
+fn first_look(path: &Path, to: &Path) -> Result<(Slider, Overlay), Stop> {
     let mut slider = Slider::attach(path)?;
     let mode: String = slider
         .waiting
@@ -263,9 +259,8 @@ fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
             "it is in {mode} mode, not in WAL mode"
         ))));
     }
-    let images = beside(to, "-images");
     let mut overlay = Overlay {
-        file: create(&images)?,
+        file: create(&beside(to, "-images"))?,
         length: 0,
         images: HashMap::new(),
         position: Position::NONE,
@@ -273,8 +268,20 @@ fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
         pages: 0,
         page_size: 0,
     };
-    // The whole log first: what it holds is not in the file yet, or may be brought there at any moment.
     slider.slide(|header| overlay.read(path, header))?;
+    Ok((slider, overlay))
+}
+
+/// Others write it.
+fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
+    // A log that was brought into the file whole may be begun anew or cut while it is first read. Looking again is cheap.
+    let mut looks = 1;
+    let (mut slider, mut overlay) = loop {
+        match first_look(path, to) {
+            Err(Stop::Changed(_)) if looks < FIRST_LOOKS => looks += 1,
+            looked => break looked?,
+        }
+    };
     let target = create(to)?;
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
@@ -291,7 +298,7 @@ fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
     drop(slider);
     finish(&target, at, &overlay)?;
     drop(overlay);
-    std::fs::remove_file(&images)?;
+    std::fs::remove_file(beside(to, "-images"))?;
     Ok(())
 }
 

@@ -86,6 +86,18 @@ impl From<std::io::Error> for Stop {
     }
 }
 
+impl Stop {
+    /// A file of SQLite's that is gone or shorter than it was told: somebody truncated, closed or removed it just now.
+    pub fn of_shared(e: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match e.kind() {
+            ErrorKind::NotFound => Self::Changed("it was closed or removed"),
+            ErrorKind::UnexpectedEof => Self::Changed("its log was cut"),
+            _ => Self::Io(e),
+        }
+    }
+}
+
 const HEADER: u64 = 32;
 const FRAME_HEADER: u64 = 24;
 
@@ -130,7 +142,7 @@ pub fn read_frames(
             return Ok((position, 0));
         }
         let mut header = [0; HEADER as usize];
-        wal.read_exact_at(&mut header, 0)?;
+        wal.read_exact_at(&mut header, 0).map_err(Stop::of_shared)?;
         let magic = big(&header, 0);
         position.big_endian = magic & 1 == 1;
         let sums = sum(&header[..24], position.big_endian, (0, 0));
@@ -150,7 +162,8 @@ pub fn read_frames(
     let mut frame = vec![0; size as usize];
     let mut commits = 0;
     while position.frame < index.last_frame {
-        wal.read_exact_at(&mut frame, HEADER + u64::from(position.frame) * size)?;
+        wal.read_exact_at(&mut frame, HEADER + u64::from(position.frame) * size)
+            .map_err(Stop::of_shared)?;
         let (head, page) = frame.split_at(FRAME_HEADER as usize);
         let sums = sum(
             page,
@@ -166,4 +179,51 @@ pub fn read_frames(
         take(big(head, 0), page)?;
     }
     Ok((position, commits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    #[test]
+    fn a_log_cut_or_begun_anew_under_its_index_is_a_change_and_no_failure() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.db");
+        let writer = Connection::open(&path).unwrap();
+        writer
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(9000))",
+            )
+            .unwrap();
+        let index = read_index(&File::open(directory.path().join("x.db-shm")).unwrap())
+            .unwrap()
+            .unwrap();
+        let bytes = std::fs::read(directory.path().join("x.db-wal")).unwrap();
+        let copy = directory.path().join("copy");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&copy, bytes).unwrap();
+            read_frames(&File::open(&copy).unwrap(), Position::NONE, &index, |_, _| Ok(()))
+        };
+        let (position, commits) = read(&bytes).unwrap();
+        assert_eq!((position.frame, commits), (index.last_frame, index.changes));
+        for length in 0..bytes.len() {
+            assert!(
+                matches!(read(&bytes[..length]), Err(Stop::Changed(_))),
+                "cut at {length}"
+            );
+        }
+        for at in (0..bytes.len()).step_by(97) {
+            let mut other = bytes.clone();
+            other[at] ^= 1;
+            assert!(!matches!(read(&other), Err(Stop::Io(_))), "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_is_being_made_is_a_change() {
+        let file = tempfile::tempfile().unwrap();
+        let error = read_index(&file).unwrap_err();
+        assert!(matches!(Stop::of_shared(error), Stop::Changed(_)));
+    }
 }
