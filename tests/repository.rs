@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "repository/damage.rs"]
+mod damage;
 #[path = "repository/faults.rs"]
 mod faults;
 #[path = "repository/retention.rs"]

@@ -52,7 +52,7 @@ pub async fn verify(
             source: name,
             report: &mut report,
             found: BTreeMap::new(),
-            generations: BTreeSet::new(),
+            generations: BTreeMap::new(),
         };
         work.source(
             sample_percent.map(|p| (p, seed.as_str())),
@@ -70,7 +70,8 @@ struct Work<'a> {
     report: &'a mut VerifyReport,
     /// Damage by run and object.
     found: BTreeMap<(RunId, String), String>,
-    generations: BTreeSet<GenerationId>,
+    /// The wraps that commits carry, by generation.
+    generations: BTreeMap<GenerationId, BTreeSet<Vec<u8>>>,
 }
 
 impl Work<'_> {
@@ -106,7 +107,12 @@ impl Work<'_> {
     ) -> Result<()> {
         let commit = &point.commit;
         let run = commit.run;
-        self.generations.insert(commit.generation.id);
+        let carried = self.generations.entry(commit.generation.id).or_default();
+        use base64::Engine as _;
+        match base64::engine::general_purpose::STANDARD.decode(&commit.generation.wrap) {
+            Ok(wrap) => drop(carried.insert(wrap)),
+            Err(_) => self.damaged(run, "commit", "its wrap is not base64".into()),
+        }
         match self.repository.sums(self.source, run, commit.sums).await {
             Ok(sums) => expected.extend(sums.0.into_iter().map(|(name, digest)| ((run, name), digest))),
             Err(e) => self.object_problem(run, layout::SUMS, e)?,
@@ -116,7 +122,7 @@ impl Work<'_> {
             Err(e) => return self.object_problem(run, layout::REFS, e),
         };
         for reference in refs.0.values() {
-            self.generations.insert(reference.generation);
+            self.generations.entry(reference.generation).or_default();
             let sums: Sums = match self
                 .repository
                 .sums(self.source, reference.run, reference.sums)
@@ -190,16 +196,30 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Every generation in use has a wrap.
+    /// Every generation in use has the wrap that its commits carry, and every other wrap is an age file at least (who can
+    /// open it, only its identity can tell).
     async fn wraps(&mut self) -> Result<()> {
-        for id in self.generations.clone() {
+        for (id, carried) in std::mem::take(&mut self.generations) {
             let prefix = layout::generation_prefix(id);
             let wraps = self.repository.list(&prefix).await?;
             self.report.objects += wraps.len() as u64;
-            if wraps.is_empty() {
+            let mut found: BTreeSet<bytes::Bytes> = BTreeSet::new();
+            for object in wraps {
+                let Some(bytes) = self.repository.read(&object.key).await? else {
+                    continue;
+                };
+                if !carried.contains(&bytes[..]) && age::Decryptor::new_buffered(&bytes[..]).is_err() {
+                    self.report.damaged.push(Problem {
+                        key: object.key.to_string(),
+                        problem: "it is not a wrap".into(),
+                    });
+                }
+                found.insert(bytes);
+            }
+            if !carried.iter().all(|wrap| found.contains(&wrap[..])) {
                 self.report.missing.push(Problem {
                     key: prefix,
-                    problem: "every wrap of this generation is missing".into(),
+                    problem: "the wrap that commits of this generation carry is missing or damaged".into(),
                 });
             }
         }
