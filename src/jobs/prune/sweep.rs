@@ -159,22 +159,23 @@ async fn check_lists(
     let unknown = drawn_on
         .into_iter()
         .filter(|r| !catalog.points.contains_key(r) && !catalog.tombstones.contains_key(r));
+    let mut lost = Vec::new();
     for run in unknown {
         if repository.read(&layout::commit(source, run)).await?.is_some() {
             return Err(not_listed(run));
         }
-        if repository.tombstone(source, run).await?.is_some() {
-            continue;
+        if repository.tombstone(source, run).await?.is_none() {
+            lost.push(run);
         }
-        if !report.dry_run {
-            super::entomb(session, repository, source, run, "its commit is gone").await?;
-        }
-        return Err(Error::failed(format!(
-            "run {run}, which others draw on, is neither listed nor tombstoned"
-        ))
-        .hint("Somebody removed its commit. It is buried now, so that the next prune can go on; what others need of it stays."));
     }
-    Ok(())
+    let Some(first) = lost.first() else { return Ok(()) };
+    for run in lost.iter().filter(|_| !report.dry_run) {
+        super::entomb(session, repository, source, *run, "its commit is gone").await?;
+    }
+    Err(Error::failed(format!(
+        "run {first}, which others draw on, is neither listed nor tombstoned"
+    ))
+    .hint("Somebody removed its commit. It is buried now, so that the next prune can go on; what others need of it stays."))
 }
 
 /// What the roots draw on: by run, object names. `None`: that of some can not be told, so nothing but commits may go.
@@ -246,7 +247,7 @@ fn plan(
     let husks = catalog
         .tombstones
         .keys()
-        .filter(|r| !roots.contains_key(r) && !found.contains_key(r));
+        .filter(|r| !roots.contains_key(r) && !found.contains_key(r) && !needed.contains_key(r));
     for run in husks {
         removals.push(Removal {
             run: *run,
@@ -270,7 +271,8 @@ fn plan(
         let wants = |o: &ObjectInfo| needed.get(run).is_some_and(|n| n.wants(&name(o)));
         let mut going: Vec<ObjectInfo> = objects.iter().filter(|o| !wants(o)).cloned().collect();
         going.sort_by_key(|o| rank(&name(o)));
-        let all = going.len() == objects.len();
+        // A list may have hidden just what others need: the tombstone stays as long as anybody names the run.
+        let all = going.len() == objects.len() && !needed.contains_key(run);
         if why == "expired" || !going.is_empty() || (buried(run) && all) {
             removals.push(Removal {
                 run: *run,
