@@ -164,6 +164,9 @@ pub struct ListArgs {
     /// A source, or a run (26 characters) [default: every source]
     #[arg(value_name = "SOURCE|RUN")]
     pub what: Option<String>,
+    /// Without a policy, of the repository at URL
+    #[arg(long, value_name = "URL", conflicts_with = "policy")]
+    pub repository: Option<String>,
 }
 
 /// `restore`
@@ -251,6 +254,9 @@ pub struct VerifyArgs {
     /// The age identity, instead of the policy's
     #[arg(long, value_name = "FILE", requires = "content")]
     pub identity: Option<PathBuf>,
+    /// Without a policy, of the repository at URL
+    #[arg(long, value_name = "URL", conflicts_with = "policy")]
+    pub repository: Option<String>,
 }
 
 /// `prune`

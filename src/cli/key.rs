@@ -39,7 +39,7 @@ pub async fn key(surroundings: &Surroundings, action: KeyAction) -> Result<u8> {
     let report = match action {
         KeyAction::Generate { file } => return generate(surroundings, &file),
         KeyAction::List { identity } => {
-            let session = surroundings.session_with_identity(identity)?;
+            let session = surroundings.session_with_identity(None, identity)?;
             surroundings.reading(jobs::keys::list(&session)).await?
         }
         KeyAction::Rotate { yes } => {
@@ -53,7 +53,7 @@ pub async fn key(surroundings: &Surroundings, action: KeyAction) -> Result<u8> {
             jobs::keys::rotate(&session).await?
         }
         KeyAction::Rewrap { identity, yes } => {
-            let session = surroundings.session_with_identity(identity)?;
+            let session = surroundings.session_with_identity(None, identity)?;
             let what = format!(
                 "rewrap lets the policy's {} recipients open every generation that this identity opens",
                 session.policy.encryption.recipients.len()

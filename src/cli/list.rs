@@ -15,7 +15,7 @@ use crate::types::{RunId, SourceName};
 /// Shows points and windows; exit 21 when a commit can not be read.
 pub async fn list(surroundings: &Surroundings, args: &ListArgs) -> Result<u8> {
     let run: Option<RunId> = args.what.as_deref().and_then(|what| what.parse().ok());
-    let session = surroundings.session()?;
+    let session = surroundings.session_with_identity(args.repository.as_deref(), None)?;
     let zone = session.policy.timezone;
     if let Some(run) = run {
         let report = surroundings.reading(jobs::list::point(&session, run)).await?;

@@ -72,13 +72,22 @@ impl Surroundings {
     fn session(&self) -> Result<Session> {
         Ok(self.session_with(self.policy()?, Extra::default()))
     }
-    /// As [`Self::session`], with `--identity`.
-    fn session_with_identity(&self, identity_file: Option<PathBuf>) -> Result<Session> {
+    /// As [`Self::session`], with `--identity`; or without a policy, for what `--repository` names.
+    fn session_with_identity(
+        &self,
+        repository: Option<&str>,
+        identity_file: Option<PathBuf>,
+    ) -> Result<Session> {
         let extra = Extra {
             identity_file,
+            any_environment: repository.is_some(),
             ..Extra::default()
         };
-        Ok(self.session_with(self.policy()?, extra))
+        let policy = match repository {
+            Some(url) => load::without_policy(url, &self.lookup)?,
+            None => self.policy()?,
+        };
+        Ok(self.session_with(policy, extra))
     }
     fn session_with(&self, policy: Policy, extra: Extra) -> Session {
         Session {

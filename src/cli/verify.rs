@@ -9,7 +9,7 @@ use crate::jobs::report::{Problem, VerifyReport};
 
 /// Compares; exit 21 when something is damaged or missing.
 pub async fn verify(surroundings: &Surroundings, args: VerifyArgs) -> Result<u8> {
-    let session = surroundings.session_with_identity(args.identity)?;
+    let session = surroundings.session_with_identity(args.repository.as_deref(), args.identity)?;
     // By hand everything is verified unless told otherwise; the policy's sample is for the schedule.
     let sample = args.sample;
     let report = surroundings

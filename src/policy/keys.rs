@@ -292,7 +292,7 @@ pub const KEYS: &[Key] = &[
         "source",
         "exclude",
         Texts,
-        "postgres: tables left out, as pg_dump --exclude-table",
+        "postgres: tables whose rows are left out, as pg_dump --exclude-table-data",
     ),
     key(
         "source",

@@ -107,6 +107,20 @@ fn a_gap_is_refused_until_it_is_accepted_and_all_sources_go_to_one_instant() {
     ]));
     assert_eq!(said.code, 0, "{said}");
     assert_eq!(rows("two/data.db"), 3);
+    let without_policy = |args: &[&str]| {
+        let mut command = lifeboat();
+        command.current_dir(site.dir.path()).arg("--json").args(args);
+        run(command.args(["--repository", "repository"]))
+    };
+    let said = without_policy(&["list", "app"]);
+    assert_eq!(
+        (said.code, &said.json()["sources"][0]["points"][0]["run"]),
+        (0, &json!(id)),
+        "{said}"
+    );
+    let said = without_policy(&["verify", "--content", "--identity", "key"]);
+    assert_eq!((said.code, &said.json()["missing"]), (0, &json!([])), "{said}");
+    assert!(said.json()["objects"].as_u64().unwrap() > 4, "{said}");
     // This very point.
     let said = run(&mut site.backup(&[
         "restore",
