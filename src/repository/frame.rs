@@ -3,6 +3,7 @@
 //! Every frame is decoded again and compared before it is used (encoders have had bugs). Content that will not
 //! shrink is laid into raw blocks by hand: RFC 8878, section 3.1.1, at no cost of CPU but the checksum.
 
+use std::cell::RefCell;
 use std::hash::Hasher as _;
 
 use twox_hash::XxHash64;
@@ -13,8 +14,12 @@ use crate::error::{Error, Result};
 
 /// The most content of one frame.
 pub const FRAME_CONTENT_MAX: usize = 4 << 20;
-/// The compression level: zstd's own default.
-pub const LEVEL: i32 = 3;
+/// The compression levels: zstd's own default, and a faster one that is as good for much of what databases hold.
+const LEVELS: [i32; 2] = [3, 2];
+/// Both levels are tried on one of so many large frames, and where the content changes its kind.
+const TRIAL_EVERY: u32 = 24;
+/// What is smaller is always compressed at the first level.
+const LARGE: usize = 1 << 20;
 /// The magic number of the skippable frame that heads a pack (RFC 8878, section 3.1.2).
 pub const HEAD_MAGIC: u32 = 0x184D_2A50;
 /// The magic number of the skippable frame that pads a pack.
@@ -22,10 +27,16 @@ pub const PADDING_MAGIC: u32 = 0x184D_2A51;
 
 /// Compresses frames, and proves each by decoding it.
 pub struct FrameEncoder {
-    compressor: Compressor<'static>,
-    sampler: Compressor<'static>,
+    /// By level.
+    compressors: [Compressor<'static>; 2],
     decompressor: Decompressor<'static>,
     decoded: Vec<u8>,
+    /// Number of the level that large frames take.
+    level: usize,
+    /// Large frames until both levels are tried again.
+    until_trial: u32,
+    /// Of a thousand bytes of content so many stayed at the last trial.
+    stayed: usize,
 }
 
 impl FrameEncoder {
@@ -34,19 +45,13 @@ impl FrameEncoder {
     /// # Errors
     /// No memory.
     pub fn new() -> Result<Self> {
-        let broken = |e: std::io::Error| Error::failed("zstd can not be set up").because(e);
-        let mut compressor = Compressor::new(LEVEL).map_err(broken)?;
-        compressor
-            .set_parameter(CParameter::ChecksumFlag(true))
-            .map_err(broken)?;
-        compressor
-            .set_parameter(CParameter::ContentSizeFlag(true))
-            .map_err(broken)?;
         Ok(Self {
-            compressor,
-            sampler: Compressor::new(1).map_err(broken)?,
-            decompressor: Decompressor::new().map_err(broken)?,
+            compressors: [compressor(LEVELS[0])?, compressor(LEVELS[1])?],
+            decompressor: Decompressor::new().map_err(no_memory)?,
             decoded: Vec::new(),
+            level: 0,
+            until_trial: 0,
+            stayed: 0,
         })
     }
 
@@ -58,19 +63,12 @@ impl FrameEncoder {
         if content.len() > FRAME_CONTENT_MAX {
             return Err(Error::failed("a frame was given more content than it may hold"));
         }
-        let frame = if self.will_not_shrink(content)? {
-            raw_frame(content)
+        let packed = if self.will_not_shrink(content)? {
+            None
         } else {
-            let packed = self
-                .compressor
-                .compress(content)
-                .map_err(|e| Error::failed("zstd failed to compress").because(e))?;
-            if packed.len() < content.len() {
-                packed
-            } else {
-                raw_frame(content)
-            }
+            Some(self.compress(content)?).filter(|packed| packed.len() < content.len())
         };
+        let frame = packed.unwrap_or_else(|| raw_frame(content));
         self.decoded.clear();
         self.decoded.reserve(content.len());
         self.decompressor
@@ -87,6 +85,35 @@ impl FrameEncoder {
         Ok(frame)
     }
 
+    fn at_level(&mut self, level: usize, content: &[u8]) -> Result<Vec<u8>> {
+        self.compressors[level]
+            .compress(content)
+            .map_err(|e| Error::failed("zstd failed to compress").because(e))
+    }
+
+    /// Compresses at the level that suits the content: the faster one where its result is within a hundredth of the
+    /// other's.
+    fn compress(&mut self, content: &[u8]) -> Result<Vec<u8>> {
+        if content.len() < LARGE {
+            return self.at_level(0, content);
+        }
+        let stayed = |packed: &[u8]| packed.len() * 1000 / content.len();
+        if self.until_trial > 0 {
+            self.until_trial -= 1;
+            let packed = self.at_level(self.level, content)?;
+            if stayed(&packed).abs_diff(self.stayed) > self.stayed / 8 {
+                self.until_trial = 0;
+            }
+            return Ok(packed);
+        }
+        let (slow, fast) = (self.at_level(0, content)?, self.at_level(1, content)?);
+        self.level = usize::from(fast.len() <= slow.len() + slow.len() / 100);
+        self.until_trial = TRIAL_EVERY - 1;
+        let packed = if self.level == 1 { fast } else { slow };
+        self.stayed = stayed(&packed);
+        Ok(packed)
+    }
+
     /// Tries three small samples; only if none shrinks, all is taken as incompressible.
     fn will_not_shrink(&mut self, content: &[u8]) -> Result<bool> {
         const SAMPLE: usize = 16 << 10;
@@ -94,17 +121,25 @@ impl FrameEncoder {
             return Ok(false);
         }
         for at in [0, content.len() / 2, content.len() - SAMPLE] {
-            let sample = &content[at..at + SAMPLE];
-            let packed = self
-                .sampler
-                .compress(sample)
-                .map_err(|e| Error::failed("zstd failed to compress").because(e))?;
+            let packed = self.at_level(1, &content[at..at + SAMPLE])?;
             if packed.len() < SAMPLE - SAMPLE / 50 {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+}
+
+fn no_memory(e: std::io::Error) -> Error {
+    Error::failed("zstd can not be set up").because(e)
+}
+
+fn compressor(level: i32) -> Result<Compressor<'static>> {
+    let mut compressor = Compressor::new(level).map_err(no_memory)?;
+    for flag in [CParameter::ChecksumFlag(true), CParameter::ContentSizeFlag(true)] {
+        compressor.set_parameter(flag).map_err(no_memory)?;
+    }
+    Ok(compressor)
 }
 
 /// A zstd frame of raw blocks.
@@ -134,32 +169,59 @@ fn raw_frame(content: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// How much content a frame says it holds, at most [`FRAME_CONTENT_MAX`].
+///
+/// # Errors
+/// It does not say, or says more.
+pub fn content_size(frame: &[u8]) -> Result<u64> {
+    let size = zstd::zstd_safe::get_frame_content_size(frame)
+        .ok()
+        .flatten()
+        .ok_or_else(|| bad("its content size is not told"))?;
+    if size > FRAME_CONTENT_MAX as u64 {
+        return Err(bad(&format!("it claims {size} bytes of content")));
+    }
+    Ok(size)
+}
+
 /// Decodes one frame whose content is at most [`FRAME_CONTENT_MAX`] bytes.
 ///
 /// # Errors
 /// It is damaged, or larger than that.
 pub fn decode(frame: &[u8]) -> Result<Vec<u8>> {
-    let bad = |why: String| Error::damaged(format!("a frame is damaged: {why}"));
-    let size = zstd::zstd_safe::get_frame_content_size(frame)
-        .ok()
-        .flatten()
-        .ok_or_else(|| bad("its content size is not told".into()))?;
-    if size > FRAME_CONTENT_MAX as u64 {
-        return Err(bad(format!("it claims {size} bytes of content")));
+    let mut content = vec![0; content_size(frame)? as usize];
+    decode_to(frame, &mut content)?;
+    Ok(content)
+}
+
+/// Decodes one frame to where its content goes, which is just as long.
+///
+/// # Errors
+/// It is damaged, or its content has another length.
+pub fn decode_to(frame: &[u8], content: &mut [u8]) -> Result<()> {
+    thread_local! {
+        static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
     }
-    let mut content = Vec::with_capacity(size as usize);
-    let mut decompressor =
-        Decompressor::new().map_err(|e| Error::failed("zstd can not be set up").because(e))?;
-    decompressor
-        .decompress_to_buffer(frame, &mut content)
-        .map_err(|e| bad(e.to_string()))?;
-    if content.len() as u64 != size {
-        return Err(bad(format!(
-            "{} bytes of content instead of {size}",
+    let length = DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            empty => empty.insert(Decompressor::new().map_err(no_memory)?),
+        };
+        decompressor
+            .decompress_to_buffer(frame, content)
+            .map_err(|e| bad(&e.to_string()))
+    })?;
+    if length != content.len() {
+        return Err(bad(&format!(
+            "{length} bytes of content instead of {}",
             content.len()
         )));
     }
-    Ok(content)
+    Ok(())
+}
+
+fn bad(why: &str) -> Error {
+    Error::damaged(format!("a frame is damaged: {why}"))
 }
 
 /// The content of all frames of a plaintext, bytes.
@@ -248,6 +310,61 @@ mod tests {
         let content = noise(FRAME_CONTENT_MAX, 1);
         let frame = FrameEncoder::new().unwrap().encode(&content).unwrap();
         assert!(frame.len() <= content.len() + 3 * 32 + 32);
+    }
+
+    /// Rows as of a dump: numbers, words of a short list, and hexadecimal noise.
+    fn rows(noise_length: usize, words: usize) -> Vec<u8> {
+        let seeds = noise(1 << 20, 9);
+        let mut content = Vec::new();
+        for (n, seed) in seeds.chunks_exact(16).enumerate() {
+            for letter in &seed[..words] {
+                let letters = 3 + usize::from(*letter) % 5;
+                content
+                    .extend((0..letters).map(|l| b'a' + ((usize::from(letter / 4) * 31 + l * 7) % 26) as u8));
+                content.push(b' ');
+            }
+            content.extend(format!("{n}\t{}\n", &crate::types::hex(&seed[..noise_length])).bytes());
+        }
+        content.truncate(FRAME_CONTENT_MAX);
+        content
+    }
+
+    #[test]
+    fn the_faster_level_is_taken_where_it_is_as_good_and_nowhere_else() {
+        let mut encoder = FrameEncoder::new().unwrap();
+        // As content changes its kind, the level follows within a frame.
+        for (content, level) in [(rows(16, 1), 1), (text_of_this_project(), 0), (rows(16, 1), 1)] {
+            assert!(content.len() >= LARGE, "{}", content.len());
+            let slow = zstd::bulk::compress(&content, LEVELS[0]).unwrap().len();
+            for turn in 0..TRIAL_EVERY + 2 {
+                let frame = encoder.encode(&content).unwrap();
+                assert_eq!(decode(&frame).unwrap(), content);
+                if turn > 0 {
+                    assert_eq!(encoder.level, level);
+                    assert!(frame.len() <= slow + slow / 90, "{} and not {slow}", frame.len());
+                }
+            }
+        }
+    }
+
+    /// Source files: text in which long matches lie far apart.
+    fn text_of_this_project() -> Vec<u8> {
+        let mut left = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        let mut files = Vec::new();
+        while let Some(directory) = left.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    left.push(path)
+                } else {
+                    files.push(path)
+                }
+            }
+        }
+        files.sort();
+        let mut text: Vec<u8> = files.iter().flat_map(|f| std::fs::read(f).unwrap()).collect();
+        text.truncate(FRAME_CONTENT_MAX);
+        text
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Reads a point back: manifests merged, packs fetched in parallel and compared with `SHA256SUMS`, frames decoded,
 //! every stretch compared with its BLAKE3 before a byte of it is handed out.
+//!
+//! Stretches are read ahead by tasks of their own, so that a target that is slow to write keeps nobody waiting.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use tokio::sync::OnceCell;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::documents::{Commit, Refs, Sums};
 use super::generation::KeyRing;
@@ -17,14 +18,16 @@ use super::packer::object_head;
 use super::{Repository, frame, layout, pack};
 use crate::error::{Error, Kind, Result};
 use crate::source::{PointContent, RestoredUnit};
-use crate::types::{Digest, RunId, SourceName};
+use crate::types::{Digest, RunId, SourceName, UnitName};
 
 /// Decrypted packs kept at once; each is about 16 MiB.
 const PACKS_KEPT: usize = 3;
-/// Decoded frames kept at once; each is at most 4 MiB.
-const FRAMES_KEPT: usize = 8;
-/// Stretches read ahead; each is at most 16 MiB.
-const READ_AHEAD: usize = 2;
+/// Decoded frames kept at once, of which only a part was asked for; each is at most 4 MiB.
+const FRAMES_KEPT: usize = 4;
+/// Content read ahead, bytes: two stretches.
+const AHEAD_BYTES: u64 = 2 * STRETCH;
+/// Lines read ahead, however small.
+const AHEAD_LINES: usize = 64;
 
 /// A point, opened: its manifests read, its keys at hand.
 pub struct OpenPoint {
@@ -40,17 +43,17 @@ struct Inner {
     source: SourceName,
     identities: BTreeMap<RunId, age::x25519::Identity>,
     sums: BTreeMap<RunId, Sums>,
-    packs: Cache<(RunId, u32)>,
-    frames: Cache<(RunId, u32, u32)>,
+    packs: Cache<(RunId, u32), OnceCell<Bytes>>,
+    frames: Cache<(RunId, u32, u32), Mutex<Option<Bytes>>>,
 }
 
 /// A small cache with one fetch per key at a time.
-struct Cache<K> {
+struct Cache<K, C> {
     kept: usize,
-    cells: Mutex<VecDeque<(K, Arc<OnceCell<Bytes>>)>>,
+    cells: Mutex<VecDeque<(K, Arc<C>)>>,
 }
 
-impl<K: PartialEq + Copy> Cache<K> {
+impl<K: PartialEq + Copy, C: Default> Cache<K, C> {
     fn new(kept: usize) -> Self {
         Self {
             kept,
@@ -58,16 +61,13 @@ impl<K: PartialEq + Copy> Cache<K> {
         }
     }
     /// The cell of a key, made if need be; the least recently asked for one goes.
-    fn cell(&self, key: K) -> Arc<OnceCell<Bytes>> {
-        let mut cells = self
-            .cells
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn cell(&self, key: K) -> Arc<C> {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
         let found = cells
             .iter()
             .position(|(k, _)| *k == key)
             .and_then(|at| cells.remove(at));
-        let entry = found.unwrap_or_else(|| (key, Arc::new(OnceCell::new())));
+        let entry = found.unwrap_or_else(|| (key, Arc::new(C::default())));
         let cell = entry.1.clone();
         cells.push_back(entry);
         while cells.len() > self.kept {
@@ -173,19 +173,12 @@ impl OpenPoint {
     /// # Errors
     /// A damaged manifest.
     pub fn content(&self) -> Result<PointReader> {
-        let inner = self.inner.clone();
-        let stretches = futures::stream::iter(self.lines()?)
-            .map(move |line| {
-                let inner = inner.clone();
-                async move {
-                    let line = line?;
-                    let content = inner.fetch(&line).await?;
-                    Ok((line, content))
-                }
-            })
-            .buffered(READ_AHEAD);
         Ok(PointReader {
-            stretches: stretches.boxed(),
+            inner: self.inner.clone(),
+            lines: self.lines()?,
+            next: None,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
             waiting: None,
             unit: None,
         })
@@ -273,9 +266,7 @@ impl Inner {
             .cloned()
             .ok_or_else(|| Error::damaged(format!("run {run} is not among the references")))?;
         let head = object_head(&self.repository, &self.source, run, object);
-        tokio::task::spawn_blocking(move || pack::open(&sealed, &identity, &head).map(Bytes::from))
-            .await
-            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))?
+        blocking(move || pack::open(&sealed, &identity, &head).map(Bytes::from)).await
     }
 
     async fn pack(&self, run: RunId, number: u32) -> Result<Bytes> {
@@ -299,31 +290,39 @@ impl Inner {
         .cloned()
     }
 
-    async fn frame(&self, extent: &Extent) -> Result<Bytes> {
+    /// Lays the content of an extent into `out`, which is as long as the extent.
+    fn decode_into(&self, plaintext: &Bytes, extent: &Extent, name: &UnitName, out: &mut [u8]) -> Result<()> {
+        let (at, length) = (extent.frame_at as usize, extent.frame_length as usize);
+        let frame = at
+            .checked_add(length)
+            .and_then(|end| plaintext.get(at..end))
+            .ok_or_else(|| {
+                Error::damaged(format!(
+                    "pack {} of run {} is shorter than its manifest says",
+                    extent.pack, extent.run
+                ))
+            })?;
+        if extent.offset == 0 && frame::content_size(frame)? == out.len() as u64 {
+            return frame::decode_to(frame, out);
+        }
+        // Others will want the rest of it.
         let cell = self.frames.cell((extent.run, extent.pack, extent.frame_at));
-        cell.get_or_try_init(|| async {
-            let plaintext = self.pack(extent.run, extent.pack).await?;
-            let (at, length) = (extent.frame_at as usize, extent.frame_length as usize);
-            let frame = at
-                .checked_add(length)
-                .filter(|end| *end <= plaintext.len())
-                .map(|end| plaintext.slice(at..end))
-                .ok_or_else(|| {
-                    Error::damaged(format!(
-                        "pack {} of run {} is shorter than its manifest says",
-                        extent.pack, extent.run
-                    ))
-                })?;
-            tokio::task::spawn_blocking(move || frame::decode(&frame).map(Bytes::from))
-                .await
-                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))?
-        })
-        .await
-        .cloned()
+        let mut decoded = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let decoded = match &mut *decoded {
+            Some(decoded) => decoded,
+            empty => empty.insert(frame::decode(frame)?.into()),
+        };
+        let from = extent.offset as usize;
+        let part = from
+            .checked_add(out.len())
+            .and_then(|to| decoded.get(from..to))
+            .ok_or_else(|| Error::damaged(format!("a frame of {name} is shorter than its manifest says")))?;
+        out.copy_from_slice(part);
+        Ok(())
     }
 
     /// The content of a line, compared with its digest; nothing for the line of a large unit.
-    async fn fetch(&self, line: &Line) -> Result<Bytes> {
+    async fn fetch(self: &Arc<Self>, line: &Line) -> Result<Bytes> {
         let (name, length, digest, extents) = match line {
             Line::Unit {
                 name,
@@ -331,35 +330,43 @@ impl Inner {
                 digest,
                 extents,
                 ..
-            } if *size <= STRETCH => (name, *size, digest, extents),
+            } if *size <= STRETCH => (name, *size, *digest, extents),
             Line::Stretch {
                 name,
                 length,
                 digest,
                 extents,
                 ..
-            } => (name, u64::from(*length), digest, extents),
+            } => (name, u64::from(*length), *digest, extents),
             _ => return Ok(Bytes::new()),
         };
-        let mut content = Vec::with_capacity(length as usize);
-        for extent in extents {
-            let frame = self.frame(extent).await?;
-            let (from, length) = (extent.offset as usize, extent.length as usize);
-            let part = from
-                .checked_add(length)
-                .and_then(|to| frame.get(from..to))
-                .ok_or_else(|| {
-                    Error::damaged(format!("a frame of {name} is shorter than its manifest says"))
-                })?;
-            content.extend_from_slice(part);
+        let told: u64 = extents.iter().map(|e| u64::from(e.length)).sum();
+        if told != length || length > STRETCH {
+            return Err(Error::damaged(format!(
+                "the manifest gives {told} bytes of {name} where there are {length}"
+            )));
         }
-        let (content, found) = tokio::task::spawn_blocking(move || {
+        let mut content = vec![0; length as usize];
+        let mut at = 0;
+        for group in extents.chunk_by(|a, b| (a.run, a.pack) == (b.run, b.pack)) {
+            let plaintext = self.pack(group[0].run, group[0].pack).await?;
+            let (inner, name, group) = (self.clone(), name.clone(), group.to_vec());
+            (content, at) = blocking(move || {
+                for extent in &group {
+                    let out = &mut content[at..at + extent.length as usize];
+                    inner.decode_into(&plaintext, extent, &name, out)?;
+                    at += extent.length as usize;
+                }
+                Ok((content, at))
+            })
+            .await?;
+        }
+        let (content, found) = blocking(move || {
             let found: ContentDigest = *blake3::hash(&content).as_bytes();
-            (content, found)
+            Ok((content, found))
         })
-        .await
-        .map_err(|e| Error::new(Kind::Failed, "a thread ended unexpectedly").because(e))?;
-        if found != *digest {
+        .await?;
+        if found != digest {
             return Err(Error::damaged(format!(
                 "the content of {name} is not what was backed up: its BLAKE3 differs"
             ))
@@ -369,9 +376,24 @@ impl Inner {
     }
 }
 
+/// Work that keeps a core busy.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(Kind::Failed, "a thread ended unexpectedly").because(e))?
+}
+
+/// Content that is being read, or known to be none.
+type Ahead = Option<AbortOnDropHandle<Result<Bytes>>>;
+
 /// Reads a point's content in order.
 pub struct PointReader {
-    stretches: BoxStream<'static, Result<(Line, Bytes)>>,
+    inner: Arc<Inner>,
+    lines: Merge<ManifestReader>,
+    /// The line for which there was no room ahead.
+    next: Option<Line>,
+    ahead: VecDeque<(Line, Ahead)>,
+    ahead_bytes: u64,
     waiting: Option<(Line, Bytes)>,
     unit: Option<Reading>,
 }
@@ -463,6 +485,51 @@ impl PointReader {
         if let Some(waiting) = self.waiting.take() {
             return Ok(Some(waiting));
         }
-        self.stretches.next().await.transpose()
+        self.read_ahead()?;
+        let Some((line, content)) = self.ahead.pop_front() else {
+            return Ok(None);
+        };
+        self.ahead_bytes -= content_length(&line);
+        let content = match content {
+            Some(task) => task
+                .await
+                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??,
+            None => Bytes::new(),
+        };
+        Ok(Some((line, content)))
+    }
+
+    /// Begins reading the next lines, as many as there is room for, and one at least.
+    fn read_ahead(&mut self) -> Result<()> {
+        while self.ahead.len() < AHEAD_LINES {
+            let line = match self.next.take() {
+                Some(line) => line,
+                None => match self.lines.next().transpose()? {
+                    Some(line) => line,
+                    None => return Ok(()),
+                },
+            };
+            let length = content_length(&line);
+            if !self.ahead.is_empty() && self.ahead_bytes + length > AHEAD_BYTES {
+                self.next = Some(line);
+                return Ok(());
+            }
+            self.ahead_bytes += length;
+            let task = (length > 0).then(|| {
+                let (inner, line) = (self.inner.clone(), line.clone());
+                AbortOnDropHandle::new(tokio::spawn(async move { inner.fetch(&line).await }))
+            });
+            self.ahead.push_back((line, task));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of content that a line stands for by itself.
+fn content_length(line: &Line) -> u64 {
+    match line {
+        Line::Unit { size, .. } if *size <= STRETCH => *size,
+        Line::Stretch { length, .. } => u64::from(*length),
+        _ => 0,
     }
 }
