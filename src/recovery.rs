@@ -48,8 +48,8 @@ pub enum Refusal {
     NoPoints,
     /// The instant lies in the future.
     Future,
-    /// The instant is before the first point that can be restored; that one's instant.
-    BeforeFirst(DateTime<Utc>),
+    /// The instant is before the first point that can be restored; that one.
+    BeforeFirst(Candidate),
     /// No such point.
     UnknownPoint,
     /// The point, or every point in question, is damaged: the reason, and the nearest that is not.
@@ -94,7 +94,7 @@ pub fn plan(candidates: &[Candidate], goal: Goal, now: DateTime<Utc>) -> Result<
     let first_intact = newest_first.iter().rev().find(|c| c.damaged.is_none());
     match (passed_over.into_iter().next(), first_intact) {
         (Some((_, reason)), nearest) => Err(Refusal::Damaged(reason, nearest.map(|c| (*c).clone()))),
-        (None, Some(first)) => Err(Refusal::BeforeFirst(first.at)),
+        (None, Some(first)) => Err(Refusal::BeforeFirst((*first).clone())),
         (None, None) => Err(Refusal::Damaged("every recovery point is damaged".into(), None)),
     }
 }
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(plan_at(29).gap, TimeDelta::seconds(9));
         assert_eq!(
             plan(&points, Goal::At(instant(9)), instant(100)),
-            Err(Refusal::BeforeFirst(instant(10)))
+            Err(Refusal::BeforeFirst(points[0].clone()))
         );
         assert_eq!(
             plan(&points, Goal::At(instant(101)), instant(100)),

@@ -197,7 +197,19 @@ async fn a_remote_app_is_snapshot_by_its_api_and_its_copy_is_removed() {
     app.create_record_with_file("notes", "small", 2, "small.txt", b"small")
         .await;
     app.create_backup("mine.zip").await;
-    let taken = take(&remote(app.url(), SUPERUSER, app.password())).await.unwrap();
+    // The point is not of an earlier instant than what it holds, wherever in a second of the server it falls.
+    let mut before = lifeboat::clock::World::system().clock.now();
+    let mut taken = take(&remote(app.url(), SUPERUSER, app.password())).await.unwrap();
+    for _ in 0..3 {
+        assert!(
+            taken.at >= before,
+            "{} holds what was there at {before}",
+            taken.at
+        );
+        assert!(taken.at <= lifeboat::clock::World::system().clock.now() + chrono::TimeDelta::seconds(1));
+        before = lifeboat::clock::World::system().clock.now();
+        taken = take(&remote(app.url(), SUPERUSER, app.password())).await.unwrap();
+    }
     assert_eq!(app.backups().await, ["mine.zip"], "ours is removed, others stay");
     let facts: serde_json::Value = serde_json::from_slice(taken.unit("facts.json").unwrap()).unwrap();
     assert_eq!(facts["databases"]["data.db"]["rows"]["notes"], 2);

@@ -6,6 +6,8 @@
 mod damage;
 #[path = "repository/faults.rs"]
 mod faults;
+#[path = "repository/keys.rs"]
+mod keys;
 #[path = "repository/retention.rs"]
 mod retention;
 #[path = "repository/rules.rs"]

@@ -6,8 +6,7 @@ use super::report::{CheckReport, CheckedSource};
 use super::session::Role;
 use crate::error::{Error, Result};
 use crate::policy::{SourcePolicy, secrets};
-use crate::repository::generation;
-use crate::repository::layout;
+use crate::repository::{Repository, generation, layout};
 use crate::schedule::Schedule;
 use crate::source::{Finding, Level};
 use crate::state::StateDir;
@@ -103,6 +102,7 @@ async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Ab
             repository.document().environment
         ),
     ));
+    findings.extend(identity(session, &repository).await);
     let probe = match session.world.ulid() {
         Ok(ulid) => layout::probe_prefix(ulid),
         Err(e) => {
@@ -133,6 +133,48 @@ async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Ab
         });
     }
     Some(abilities)
+}
+
+/// Whether the identity at hand opens the newest generations; before the first, whether it is of the policy's recipients.
+async fn identity(session: &Session, repository: &Repository) -> Option<Finding> {
+    /// Of a repository of years.
+    const NEWEST: usize = 10;
+    // What is missing is told with the other secrets.
+    if session.require(|key| key == "encryption.identity").is_err() {
+        return None;
+    }
+    let (mut keys, wraps) = match (session.key_ring(), super::keys::wraps(repository).await) {
+        (Ok(keys), _) if keys.is_empty() => return None,
+        (Ok(keys), Ok(wraps)) => (keys, wraps),
+        (Err(e), _) | (_, Err(e)) => return Some(from_error("identity", &e)),
+    };
+    let known = &session.policy.encryption.recipients;
+    let (mut opened, mut closed) = (0, 0);
+    for id in wraps.into_keys().rev().take(NEWEST) {
+        match super::keys::opens(repository, &mut keys, id).await {
+            Ok(Some(true)) => opened += 1,
+            Ok(_) => closed += 1,
+            Err(e) => return Some(from_error("identity", &e)),
+        }
+    }
+    let listed = keys.recipients().iter().any(|r| known.contains(r));
+    Some(match (opened, closed) {
+        (0, 0) if listed => Finding::ok("identity", "it is of one of the recipients"),
+        (_, 0) if opened > 0 => Finding::ok("identity", format!("it opens the newest {opened} generations")),
+        (0, _) => Finding::error(
+            "identity",
+            "the identity opens nothing of this repository",
+            "encryption.identity must be the key of one of encryption.recipients; `backup key list` shows what it opens.",
+        ),
+        (_, _) => Finding::warning(
+            "identity",
+            format!(
+                "of the newest {} generations the identity opens {opened}",
+                opened + closed
+            ),
+            "`backup key rewrap --identity FILE`, with an identity that opens the others, lets this one read their points too.",
+        ),
+    })
 }
 
 async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> CheckedSource {

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::Session;
 use super::report::{KeyReport, ListedGeneration};
 use super::session::Role;
+use super::wraps::Wraps;
 use crate::clock::World;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::repository::generation::{self, Generation, KeyRing};
@@ -60,7 +61,7 @@ pub async fn list(session: &Session) -> Result<KeyReport> {
     report(session, &repository, Vec::new()).await
 }
 
-async fn wraps(repository: &Repository) -> Result<BTreeMap<GenerationId, u64>> {
+pub(super) async fn wraps(repository: &Repository) -> Result<BTreeMap<GenerationId, u64>> {
     let mut wraps = BTreeMap::new();
     for object in repository.list(&layout::keys_prefix()).await? {
         if let Some(id) = layout::generation_of(&object.key) {
@@ -85,7 +86,11 @@ async fn report(session: &Session, repository: &Repository, done: Vec<String>) -
     Ok(KeyReport { generations, done })
 }
 
-async fn opens(repository: &Repository, keys: &mut KeyRing, id: GenerationId) -> Result<Option<bool>> {
+pub(super) async fn opens(
+    repository: &Repository,
+    keys: &mut KeyRing,
+    id: GenerationId,
+) -> Result<Option<bool>> {
     if keys.is_empty() {
         return Ok(None);
     }
@@ -111,6 +116,7 @@ pub async fn rotate(session: &Session) -> Result<KeyReport> {
     let _lock = state.lock_generation(repository.id())?;
     let new = generation::create(&repository, &session.world, &session.policy.encryption.recipients).await?;
     state::write_json(&state.generation_file(repository.id())?, &new)?;
+    Wraps::read(&state, repository.id())?.record(new.id, &new.wrapped_to)?;
     report(
         session,
         &repository,
@@ -134,11 +140,15 @@ pub async fn rewrap(session: &Session) -> Result<KeyReport> {
         .hint("Set encryption.identity in the policy, or give --identity FILE."));
     }
     let recipients = &session.policy.encryption.recipients;
+    let state = StateDir::open(&session.policy.state_dir)?;
+    let _lock = state.lock_generation(repository.id())?;
+    let mut known = Wraps::read(&state, repository.id())?;
     let (mut done, mut closed) = (Vec::new(), Vec::new());
     for id in wraps(&repository).await?.into_keys() {
         match keys.open(&repository, id, None).await {
             Ok(identity) => {
                 generation::wrap_identity(&repository, &session.world, id, &identity, recipients).await?;
+                known.record(id, recipients)?;
                 done.push(format!(
                     "generation {id} is wrapped to {} recipients",
                     recipients.len()

@@ -13,5 +13,6 @@ pub mod restore;
 pub mod session;
 pub mod status;
 pub mod verify;
+pub mod wraps;
 
 pub use session::Session;

@@ -1,5 +1,6 @@
 //! Restores: choose the point (pure), say what the operator gets and the gap, then write.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -217,19 +218,24 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
             damaged: None,
         })
         .collect();
-    // References are read only of points that are about to be chosen.
+    // References are read only of points that are about to be chosen, or named as a way out.
+    let mut looked_at = BTreeSet::new();
     let plan = loop {
-        let plan = recovery::plan(&candidates, goal, now)
-            .map_err(|refusal| refused(&refusal, source, &catalog, goal))?;
-        let Some(point) = catalog.points.get(&plan.run) else {
-            continue;
+        let decided = recovery::plan(&candidates, goal, now);
+        let named = match &decided {
+            Ok(plan) => Some(plan.run),
+            Err(Refusal::BeforeFirst(point) | Refusal::Damaged(_, Some(point))) => Some(point.run),
+            Err(_) => None,
         };
-        match damage(&repository, source, &catalog, point).await? {
-            None => break plan,
-            Some(reason) => {
-                for candidate in candidates.iter_mut().filter(|c| c.run == plan.run) {
-                    candidate.damaged = Some(reason.clone());
-                }
+        let point = named
+            .filter(|run| looked_at.insert(*run))
+            .and_then(|run| catalog.points.get(&run));
+        let Some(point) = point else {
+            break decided.map_err(|refusal| refused(&refusal, source, &catalog, goal))?;
+        };
+        if let Some(reason) = damage(&repository, source, &catalog, point).await? {
+            for candidate in candidates.iter_mut().filter(|c| c.run == point.commit.run) {
+                candidate.damaged = Some(reason.clone());
             }
         }
     };
@@ -418,9 +424,9 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
         .hint(match nearer_expired(catalog, goal, None) {
             Some(expired) => format!(
                 "The nearest that can be restored is {}; {expired}.",
-                stamp(*first)
+                stamp(first.at)
             ),
-            None => format!("The nearest that can be restored is {}.", stamp(*first)),
+            None => format!("The nearest that can be restored is {}.", stamp(first.at)),
         }),
         Refusal::UnknownPoint => {
             let hidden = matches!(goal, Goal::Point(run) if catalog.tombstones.contains_key(&run));

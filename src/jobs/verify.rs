@@ -12,7 +12,7 @@ use crate::repository::catalog::{Catalog, Point};
 use crate::repository::documents::{Damage, Sums};
 use crate::repository::generation::KeyRing;
 use crate::repository::reader::OpenPoint;
-use crate::repository::{Repository, documents, layout};
+use crate::repository::{Repository, layout};
 use crate::types::{Digest, GenerationId, Key, RunId, SourceName};
 
 /// Objects read at once; each is about 16 MiB.
@@ -52,6 +52,7 @@ pub async fn verify(
             source: name,
             report: &mut report,
             found: BTreeMap::new(),
+            sound: BTreeSet::new(),
             generations: BTreeMap::new(),
         };
         work.source(
@@ -70,6 +71,8 @@ struct Work<'a> {
     report: &'a mut VerifyReport,
     /// Damage by run and object.
     found: BTreeMap<(RunId, String), String>,
+    /// What was read and is as it was written.
+    sound: BTreeSet<(RunId, String)>,
     /// The wraps that commits carry, by generation.
     generations: BTreeMap<GenerationId, BTreeSet<Vec<u8>>>,
 }
@@ -93,10 +96,12 @@ impl Work<'_> {
             .collect();
         self.read(chosen).await?;
         self.wraps().await?;
+        let whole = keys.is_some();
         if let Some(keys) = keys {
             self.content(&catalog, keys).await?;
         }
-        self.record(&catalog).await
+        self.record(&catalog).await?;
+        self.record_mended(&catalog, whole).await
     }
 
     /// What a point draws on, with digests; plain objects are compared here.
@@ -114,7 +119,10 @@ impl Work<'_> {
             Err(_) => self.damaged(run, "commit", "its wrap is not base64".into()),
         }
         match self.repository.sums(self.source, run, commit.sums).await {
-            Ok(sums) => expected.extend(sums.0.into_iter().map(|(name, digest)| ((run, name), digest))),
+            Ok(sums) => {
+                self.sound.insert((run, layout::SUMS.to_owned()));
+                expected.extend(sums.0.into_iter().map(|(name, digest)| ((run, name), digest)));
+            }
             Err(e) => self.object_problem(run, layout::SUMS, e)?,
         }
         let refs = match self.repository.refs(self.source, run, commit.refs).await {
@@ -184,7 +192,7 @@ impl Work<'_> {
             self.report.bytes += length;
             self.session.progress.advance(length);
             match same {
-                Some(true) => {}
+                Some(true) => drop(self.sound.insert((run, name))),
                 Some(false) => {
                     self.found.insert((run, name), Damage::DIFFERS.into());
                 }
@@ -288,6 +296,34 @@ impl Work<'_> {
         self.found.entry((run, object.to_owned())).or_insert(problem);
     }
 
+    /// Records that what was told to be damaged is whole now: a store may have denied for a while what it had, or somebody
+    /// brought it back. What only decoding can tell is taken back only after decoding.
+    async fn record_mended(&mut self, catalog: &Catalog, content: bool) -> Result<()> {
+        for ((run, object), damage) in &catalog.damage {
+            let by_digest = [Damage::MISSING, Damage::DIFFERS].contains(&damage.problem.as_str());
+            let looked_at = if object == "commit" {
+                damage.problem != Damage::PARENT_SWEPT && catalog.points.contains_key(run)
+            } else {
+                let name = (*run, object.clone());
+                self.sound.contains(&name) && (by_digest || content || object != layout::MANIFEST)
+            };
+            let told = |p: &Problem| p.key == key_of(self.source, *run, object).as_str();
+            if !looked_at || self.report.damaged.iter().chain(&self.report.missing).any(told) {
+                continue;
+            }
+            let mended = Damage {
+                place: self.repository.place(self.source, *run),
+                object: object.clone(),
+                problem: Damage::MENDED.to_owned(),
+                at: self.session.world.clock.now(),
+            };
+            if let Err(e) = self.repository.record_damage(&self.session.world, &mended).await {
+                tracing::warn!(run = %run, object, error = %e.chain(), "an object is whole again and it could not be recorded");
+            }
+        }
+        Ok(())
+    }
+
     /// Tells what was found, and records what is new, so that no damaged point is offered and the next run makes it
     /// good.
     async fn record(&mut self, catalog: &Catalog) -> Result<()> {
@@ -311,9 +347,7 @@ impl Work<'_> {
                 problem,
                 at: self.session.world.clock.now(),
             };
-            let key = layout::damaged(self.source, self.session.world.ulid()?);
-            let bytes = documents::to_json(&damage)?;
-            if let Err(e) = self.repository.put(&self.session.world, &key, bytes.into()).await {
+            if let Err(e) = self.repository.record_damage(&self.session.world, &damage).await {
                 // A read-only credential may verify; the answer is the same, only nobody else learns of it.
                 tracing::warn!(key = %key, error = %e.chain(), "damage was found and could not be recorded");
             }

@@ -286,7 +286,7 @@ pub const KEYS: &[Key] = &[
         "source",
         "databases",
         Texts,
-        "postgres: names, * as wildcard; default: the URL's, else all",
+        "postgres: names, * as wildcard (\"*\" alone: all); default: the URL's, else all",
     ),
     key(
         "source",

@@ -214,7 +214,7 @@ pub struct PostgresPolicy {
     pub method: PostgresMethod,
     /// The connection URL, with its password: a secret.
     pub url: SecretRef,
-    /// `databases`, with `*` as wildcard; default `["*"]`: with a database in the URL just that one, else all that allow connections and are no templates.
+    /// `databases`, with `*` as wildcard: of those that allow connections and are no templates. Empty: the URL's database, or all where it names none.
     pub databases: Vec<String>,
     /// Tables left out (data and definition), as `pg_dump --exclude-table` patterns.
     pub exclude: Vec<String>,

@@ -175,7 +175,7 @@ fn postgres(reader: &Reader<'_, '_>) -> Option<PostgresPolicy> {
         reader.missing("url");
     }
     let url = reader.secret("url");
-    let databases = reader.texts("databases").unwrap_or_else(|| vec!["*".to_owned()]);
+    let databases = reader.texts("databases").unwrap_or_default();
     if databases.iter().any(String::is_empty) {
         reader.problem("databases", "a name must not be empty", None);
     }

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
+use ulid::Ulid;
 
 use super::documents::{Commit, Damage, Hold, Refs, Sums, Tombstone, parse_placed};
 use super::{Repository, layout};
+use crate::clock::World;
 use crate::error::{Error, Kind, Result};
 use crate::types::{Digest, Key, RunId, SourceName};
 
@@ -126,12 +128,12 @@ impl Repository {
             .collect())
     }
 
-    /// What was found damaged in a source.
+    /// What was found damaged in a source, and not found whole later.
     ///
     /// # Errors
     /// The store.
     pub async fn damage(&self, source: &SourceName) -> Result<BTreeMap<(RunId, String), Damage>> {
-        let mut damage = BTreeMap::new();
+        let mut damage: BTreeMap<(RunId, String), Damage> = BTreeMap::new();
         for object in self.list(&layout::damaged_prefix(source)).await? {
             let Some(bytes) = self.read(&object.key).await? else {
                 continue;
@@ -141,10 +143,39 @@ impl Repository {
                 && record.place.repository == self.id()
                 && record.place.source == *source
             {
-                damage.insert((record.place.run, record.object.clone()), record);
+                let object = (record.place.run, record.object.clone());
+                // Keys are in the order of their making.
+                match record.problem.as_str() {
+                    Damage::MENDED => damage.retain(|o, d| *o != object || d.problem == Damage::PARENT_SWEPT),
+                    _ => drop(damage.insert(object, record)),
+                }
             }
         }
         Ok(damage)
+    }
+
+    /// Records damage, or that there is none any more, behind all earlier records: the newest counts, whatever clocks say.
+    ///
+    /// # Errors
+    /// The store.
+    pub async fn record_damage(&self, world: &World, damage: &Damage) -> Result<()> {
+        let source = &damage.place.source;
+        let prefix = layout::damaged_prefix(source);
+        let last = self.list(&prefix).await?.into_iter().next_back();
+        let after = last
+            .and_then(|o| {
+                o.key
+                    .as_str()
+                    .strip_prefix(&prefix)?
+                    .strip_suffix(".json")?
+                    .parse()
+                    .ok()
+            })
+            .and_then(|last: Ulid| last.increment().ok());
+        let id = world.ulid()?;
+        let key = layout::damaged(source, after.map_or(id, |after| id.max(after)));
+        self.put(world, &key, super::documents::to_json(damage)?.into())
+            .await
     }
 
     /// Reads a run's references and compares their digest.

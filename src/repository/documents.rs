@@ -262,6 +262,10 @@ impl Damage {
     pub const MISSING: &'static str = "missing";
     /// The problem of an object with other bytes.
     pub const DIFFERS: &'static str = "its SHA-256 is not the one that was written";
+    /// The problem of a commit that no later look can mend.
+    pub const PARENT_SWEPT: &'static str = "its parent was swept while it was written";
+    /// No problem any more: a later verify found the object as it was written. The newest record of an object counts.
+    pub const MENDED: &'static str = "found as it was written";
 }
 
 /// One line of `refs`: a run that this one draws on.

@@ -230,6 +230,11 @@ impl KeyRing {
     pub fn is_empty(&self) -> bool {
         self.identities.is_empty()
     }
+    /// The recipients that its identities are of.
+    pub fn recipients(&self) -> Vec<String> {
+        let publics = self.identities.iter().map(|i| i.to_public().to_string());
+        publics.collect()
+    }
     /// The identity of a generation: any wrap that opens serves, `extra` (the commit's own) too.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use lifeboat::clock::World;
 use lifeboat::error::Result;
 use lifeboat::policy::{PocketBasePlace, PocketBasePolicy, SecretRef};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Point {
     pub units: VecDeque<(RestoredUnit, Vec<u8>)>,
     left: Option<Bytes>,
+    pub at: DateTime<Utc>,
 }
 
 impl Point {
@@ -109,7 +111,11 @@ pub async fn take(source: &PocketBaseSource) -> Result<Point> {
     let names: Vec<_> = units.iter().map(|(u, _)| u.name.clone()).collect();
     assert!(names.is_sorted(), "units come in order");
     assert!(captured.facts["rows"].is_u64());
-    Ok(Point { units, left: None })
+    Ok(Point {
+        units,
+        left: None,
+        at: captured.at,
+    })
 }
 
 /// Restores into a directory and expects the facts to agree.

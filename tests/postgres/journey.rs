@@ -2,6 +2,8 @@
 
 use std::process::Stdio;
 
+use lifeboat::secret::SecretText;
+use lifeboat::source::postgres::PostgresSource;
 use lifeboat::source::{RestoreOptions, Source as _};
 
 use crate::harness::postgres::PostgresServer;
@@ -147,6 +149,24 @@ async fn roles_owners_grants_and_settings_move_to_another_server() {
         ]
     );
     assert!(String::from_utf8_lossy(point.unit("globals.sql")).contains("SCRAM-SHA-256"));
+    // The URL's database alone without `databases`; what `databases` says with it, and `*` is every one.
+    let dumps = async |databases: &[&str]| {
+        let mut policy = policy(&from);
+        policy.databases = databases.iter().map(|d| (*d).to_owned()).collect();
+        let point = capture(&PostgresSource::new(&policy, SecretText::new(url(&from, "one"))))
+            .await
+            .unwrap();
+        let names = point.units.iter().map(|(u, _)| u.name.to_string());
+        names.filter(|n| n.starts_with("databases/")).collect::<Vec<_>>()
+    };
+    assert_eq!(dumps(&[]).await, ["databases/one.dump"]);
+    assert_eq!(dumps(&["t*"]).await, ["databases/two.dump"]);
+    let all = [
+        "databases/one.dump",
+        "databases/postgres.dump",
+        "databases/two.dump",
+    ];
+    assert_eq!(dumps(&["*"]).await, all);
     let options = RestoreOptions {
         only_database: Some("one".into()),
         ..RestoreOptions::default()

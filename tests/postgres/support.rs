@@ -95,7 +95,7 @@ pub fn policy(server: &PostgresServer) -> PostgresPolicy {
     PostgresPolicy {
         method: PostgresMethod::Logical,
         url: SecretRef::Env("UNUSED".into()),
-        databases: vec!["*".into()],
+        databases: Vec::new(),
         exclude: Vec::new(),
         client_dir: Some(server.client_dir()),
         jobs: None,

@@ -180,3 +180,86 @@ async fn objects_of_another_repository_are_told() {
         store.tamper(key, good);
     }
 }
+
+/// The catalog's word on a point, as `list` shows it.
+async fn shown(fixture: &Fixture, run: RunId) -> Option<String> {
+    let report = lifeboat::jobs::list::list(&fixture.session, None).await.unwrap();
+    let mut points = report.sources.into_iter().flat_map(|s| s.points);
+    points.find(|p| p.run == run).unwrap().damaged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_later_verify_finds_whole_is_damaged_no_more() {
+    let (fixture, store, points) = two_points(95).await;
+    for name in ["0.age", "manifest.age", "refs", "SHA256SUMS"] {
+        let key = lifeboat::repository::layout::run_object(&fixture.source, points[0].0, name);
+        let good = body(&store, &key).await;
+        for bad in [None, Some(good.slice(1..))] {
+            match bad {
+                Some(bad) => store.tamper(&key, bad),
+                None => store.lose(&key),
+            }
+            // The clock of another host may stand an hour back: the later look counts all the same.
+            verify::verify(&fixture.session, None, None, false).await.unwrap();
+            assert!(shown(&fixture, points[0].0).await.is_some(), "{name}");
+            store.tamper(&key, good.clone());
+            fixture.clock.advance(chrono::TimeDelta::hours(-1));
+            let report = verify::verify(&fixture.session, None, None, false).await.unwrap();
+            assert!(
+                report.damaged.is_empty() && report.missing.is_empty(),
+                "{name}: {report:?}"
+            );
+            for (run, _) in &points {
+                assert_eq!(shown(&fixture, *run).await, None, "{name}");
+            }
+            let records = store
+                .keys()
+                .iter()
+                .filter(|k| k.as_str().contains("/damaged/"))
+                .count();
+            verify::verify(&fixture.session, None, None, false).await.unwrap();
+            let now = store
+                .keys()
+                .iter()
+                .filter(|k| k.as_str().contains("/damaged/"))
+                .count();
+            assert_eq!(records, now, "nothing is told twice");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_no_damaged_point_as_the_way_out() {
+    use lifeboat::jobs::restore::{Aim, Request, plan};
+    let (fixture, store, mut points) = two_points(96).await;
+    let key = lifeboat::repository::layout::run_object(&fixture.source, points[0].0, "0.age");
+    let request = |run| Request {
+        source: fixture.source.clone(),
+        aim: Aim::Point(run),
+        target: None,
+        options: Default::default(),
+        max_gap: None,
+        gap_accepted: true,
+    };
+    // Both points draw on this pack.
+    let good = body(&store, &key).await;
+    store.tamper(&key, good.slice(1..));
+    verify::verify(&fixture.session, None, None, false).await.unwrap();
+    let error = plan(&fixture.session, &request(points[0].0)).await.unwrap_err();
+    assert_eq!(error.kind(), lifeboat::error::Kind::Damaged);
+    assert!(
+        error.hint_text().unwrap().contains("No recovery point"),
+        "{error:?}"
+    );
+    let whole = fixture.run(&points[1].1).await.unwrap().commit.run;
+    points.push((whole, points[1].1.clone()));
+    let error = plan(&fixture.session, &request(points[0].0)).await.unwrap_err();
+    assert!(
+        error
+            .hint_text()
+            .unwrap()
+            .contains(&format!("--at-point {whole}")),
+        "{error:?}"
+    );
+    fixture.assert_restores(whole, &points[2].1).await;
+}

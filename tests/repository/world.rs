@@ -304,12 +304,16 @@ impl Fixture {
     }
     /// Everything in a point.
     pub async fn content(&self, run: RunId) -> Result<BTreeMap<String, Vec<u8>>> {
+        self.content_with(run, &self.identity()).await
+    }
+    /// The same with another identity.
+    pub async fn content_with(&self, run: RunId, identity: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         let repository = self.repository().await;
         let commit = repository
             .commit(&self.source, run)
             .await?
             .expect("the commit is there");
-        let text = std::fs::read_to_string(self.identity()).unwrap();
+        let text = std::fs::read_to_string(identity).unwrap();
         let mut keys = KeyRing::new(parse_identities(&SecretText::new(text), "identity")?);
         let open = OpenPoint::open(&repository, &self.source, &commit, &mut keys).await?;
         let mut content = open.content()?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,8 +14,9 @@ use super::cutter::{Cutter, Old};
 use super::segment::{Committed, Ended, Parent, Segment};
 use super::{CUT_AFTER, interrupted};
 use crate::clock::World;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::jobs::Session;
+use crate::jobs::wraps::Wraps;
 use crate::policy::SourcePolicy;
 use crate::progress::Progress;
 use crate::repository::documents::Commit;
@@ -63,6 +64,8 @@ pub struct Engine {
     progress: Arc<dyn Progress>,
     recipients: Vec<String>,
     keys: tokio::sync::Mutex<KeyRing>,
+    /// What the operator should know of this run, beside what the source says.
+    notes: std::sync::Mutex<Vec<String>>,
     stall_timeout: Duration,
     threads: usize,
     /// How long a run goes on before it is cut (tests shorten it).
@@ -119,6 +122,7 @@ impl Engine {
             progress: session.progress.clone(),
             recipients: session.policy.encryption.recipients.clone(),
             keys: tokio::sync::Mutex::new(identities(session)),
+            notes: std::sync::Mutex::default(),
             stall_timeout: policy.stall_timeout,
             threads: std::thread::available_parallelism()
                 .map_or(2, std::num::NonZero::get)
@@ -170,7 +174,10 @@ impl Engine {
         let base = if in_full || renewed {
             None
         } else {
-            self.base_or_rebuilt(lost).await?
+            match self.base_or_rebuilt(lost).await? {
+                Some(base) if self.opens_to_all(&base).await? => Some(base),
+                _ => None,
+            }
         };
         let run = RunId::new(self.world.ulid()?);
         let scratch = self.state.scratch(run)?;
@@ -207,6 +214,48 @@ impl Engine {
         }
     }
 
+    /// Whether every present recipient can open all that a point on this base would draw on: where an identity is at hand,
+    /// what lacks a wrap for them is wrapped now.
+    async fn opens_to_all(&self, base: &Base) -> Result<bool> {
+        let (state, id) = (self.state.clone(), self.repository.id());
+        let _lock = tokio::task::spawn_blocking(move || state.lock_generation(id))
+            .await
+            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
+        let mut known = Wraps::read(&self.state, id)?;
+        let drawn_on: BTreeSet<_> = base.runs.values().map(|r| r.generation).collect();
+        let mut keys = self.keys.lock().await;
+        for id in drawn_on {
+            if known.cover(id, &self.recipients) {
+                continue;
+            }
+            match keys.open(&self.repository, id, None).await {
+                Ok(identity) => {
+                    generation::wrap_identity(&self.repository, &self.world, id, &identity, &self.recipients)
+                        .await?;
+                    known.record(id, &self.recipients)?;
+                }
+                Err(e) if matches!(e.kind(), Kind::NoIdentity | Kind::Damaged) => {
+                    self.note(
+                        "the recipients changed: this run was uploaded in full, since not all of them can open what \
+                         earlier runs wrote; `backup key rewrap --identity FILE`, with an identity that opens them, \
+                         lets the new ones read the older points too"
+                            .to_owned(),
+                    );
+                    return Ok(false);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(true)
+    }
+
+    fn note(&self, text: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.contains(&text) {
+            notes.push(text);
+        }
+    }
+
     /// The generation to encrypt to; `true` when an older one was found gone or different, so that nothing may build on it.
     async fn generation(&self) -> Result<(Generation, bool)> {
         let (state, id) = (self.state.clone(), self.repository.id());
@@ -219,12 +268,14 @@ impl Engine {
         if let Some(known) = known {
             let intact = generation::is_intact(&self.repository, &known).await?;
             if intact && known.serves(&self.recipients, self.world.clock.now()) {
+                Wraps::read(&self.state, id)?.record(known.id, &known.wrapped_to)?;
                 return Ok((known, false));
             }
             gone = !intact;
         }
         let new = generation::create(&self.repository, &self.world, &self.recipients).await?;
         state::write_json(&file, &new)?;
+        Wraps::read(&self.state, id)?.record(new.id, &new.wrapped_to)?;
         Ok((new, gone))
     }
 
@@ -495,6 +546,7 @@ impl Engine {
         forget_others(&self.directory, Some(run))?;
         let mut warnings = captured.warnings;
         warnings.extend(self.extend_locks(&committed).await?);
+        warnings.append(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(Attempt::Done(Box::new(Taken {
             bytes_read: counts.read,
             bytes_stored: stored_before + committed.commit.bytes.stored,

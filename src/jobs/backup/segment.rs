@@ -446,7 +446,7 @@ impl Engine {
             self.record_damage(*run, name, Damage::MISSING).await?;
         }
         if parent_gone {
-            self.record_damage(commit.run, "commit", "its parent was swept while it was written")
+            self.record_damage(commit.run, "commit", Damage::PARENT_SWEPT)
                 .await?;
         }
         Err(Error::failed(format!(
@@ -489,9 +489,7 @@ impl Engine {
             problem: problem.to_owned(),
             at: self.world.clock.now(),
         };
-        let key = layout::damaged(&self.source, self.world.ulid()?);
-        let bytes = crate::repository::documents::to_json(&damage)?;
-        self.repository.put(&self.world, &key, bytes.into()).await
+        self.repository.record_damage(&self.world, &damage).await
     }
 }
 

@@ -144,7 +144,7 @@ impl Remote {
     }
 
     /// Has PocketBase make a backup; another one under way is waited for.
-    async fn make_backup(&self, world: &World, name: &str, token: &SecretText) -> Result<()> {
+    async fn make_backup(&self, world: &World, name: &str, token: &SecretText) -> Result<Response> {
         let mut tries = 0;
         loop {
             let body = Some(json!({"name": name}));
@@ -158,7 +158,7 @@ impl Remote {
                 .call(Method::POST, "/api/backups", token, body, Some(BACKUP_TIMEOUT))
                 .await
             {
-                Ok(_) => return Ok(()),
+                Ok(answer) => return Ok(answer),
                 Err(e) if e.chain().contains("400") && tries < BUSY_TRIES => {
                     tries += 1;
                     world.clock.sleep(Duration::from_secs(5 << tries.min(4))).await;
@@ -263,18 +263,17 @@ impl RemoteCapture {
             .call(Method::GET, "/api/health", &token, None, None)
             .await?;
         let after = world.clock.now();
-        let date = health.headers().get("date").and_then(|d| d.to_str().ok());
-        let server = date
-            .and_then(|d| DateTime::parse_from_rfc2822(d).ok())
-            .map(|d| d.with_timezone(&Utc));
+        let server = date_of(&health);
         let spread = (after - before).num_milliseconds().unsigned_abs() / 2 + 1000;
         self.clocks = server.map(|s| (s, before + (after - before) / 2, spread));
-        let offset = self
-            .clocks
-            .map_or(chrono::TimeDelta::zero(), |(server, host, _)| server - host);
-        // PocketBase blocks writes while it copies: everything committed before the call is in it.
-        self.at = world.clock.now() + offset;
-        self.remote.make_backup(world, &self.name, &token).await?;
+        let made = self.remote.make_backup(world, &self.name, &token).await?;
+        // A restore to an instant must never hold what was written later, so the point is of the end of the call by the
+        // server's clock. The header has whole seconds: by then a second more may have passed, and no more than this.
+        let second = chrono::TimeDelta::seconds(1);
+        let by_health = server.map_or(world.clock.now(), |server| {
+            server + second + (world.clock.now() - before)
+        });
+        self.at = date_of(&made).map_or(by_health, |date| by_health.min(date + second));
         let ranged = Ranged::open(self.remote.clone(), world.clone(), self.name.clone()).await?;
         let archive = tokio::task::spawn_blocking(move || zip::ZipArchive::new(ranged))
             .await
@@ -291,6 +290,12 @@ impl RemoteCapture {
         self.warnings = warnings;
         Ok(())
     }
+}
+
+/// The server's clock, in whole seconds.
+fn date_of(answer: &Response) -> Option<DateTime<Utc>> {
+    let date = answer.headers().get("date")?.to_str().ok()?;
+    Some(DateTime::parse_from_rfc2822(date).ok()?.with_timezone(&Utc))
 }
 
 fn broken(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

@@ -108,17 +108,13 @@ async fn maintenance(address: &Address) -> Result<Session> {
 async fn chosen(session: &Session, address: &Address, settings: &LogicalSettings) -> Result<Vec<Listed>> {
     let version = session.version().await?;
     let mut listed = inspect::databases(session, version).await?;
-    let everything = settings.databases.is_empty() || settings.databases == ["*"];
-    let patterns = match &address.database {
-        Some(name) if everything => {
+    let patterns = &settings.databases;
+    if patterns.is_empty() {
+        if let Some(name) = &address.database {
             listed.retain(|l| l.database.name == *name);
-            Vec::new()
         }
-        _ if everything => Vec::new(),
-        _ => settings.databases.clone(),
-    };
-    if !patterns.is_empty() {
-        for pattern in &patterns {
+    } else {
+        for pattern in patterns.iter().filter(|p| *p != "*") {
             if !listed.iter().any(|l| matches(pattern, &l.database.name)) {
                 return Err(
                     Error::failed(format!("no database of {} matches {pattern:?}", address.shown()))
