@@ -9,18 +9,18 @@ use chrono::{DateTime, Utc};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
+use super::access::identities;
 use super::base::{Base, forget_others};
 use super::cutter::{Cutter, Old};
 use super::segment::{Committed, Ended, Parent, Segment};
 use super::{CUT_AFTER, interrupted};
 use crate::clock::World;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::jobs::Session;
-use crate::jobs::wraps::Wraps;
 use crate::policy::SourcePolicy;
 use crate::progress::Progress;
 use crate::repository::documents::Commit;
-use crate::repository::generation::{self, Generation, KeyRing};
+use crate::repository::generation::{Generation, KeyRing};
 use crate::repository::index::{Index, IndexHead, IndexWriter, PackEntry, RunEntry};
 use crate::repository::packer::{Packer, PackerTarget};
 use crate::repository::{Repository, layout};
@@ -60,12 +60,12 @@ pub struct Engine {
     pub(super) directory: PathBuf,
     pub(super) refresh: Option<Duration>,
     pub(super) cancel: CancellationToken,
-    state: StateDir,
+    pub(super) state: StateDir,
     progress: Arc<dyn Progress>,
-    recipients: Vec<String>,
-    keys: tokio::sync::Mutex<KeyRing>,
+    pub(super) recipients: Vec<String>,
+    pub(super) keys: tokio::sync::Mutex<KeyRing>,
     /// What the operator should know of this run, beside what the source says.
-    notes: std::sync::Mutex<Vec<String>>,
+    pub(super) notes: std::sync::Mutex<Vec<String>>,
     stall_timeout: Duration,
     threads: usize,
     /// How long a run goes on before it is cut (tests shorten it).
@@ -212,71 +212,6 @@ impl Engine {
                 None => Ok(None),
             },
         }
-    }
-
-    /// Whether every present recipient can open all that a point on this base would draw on: where an identity is at hand,
-    /// what lacks a wrap for them is wrapped now.
-    async fn opens_to_all(&self, base: &Base) -> Result<bool> {
-        let (state, id) = (self.state.clone(), self.repository.id());
-        let _lock = tokio::task::spawn_blocking(move || state.lock_generation(id))
-            .await
-            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
-        let mut known = Wraps::read(&self.state, id)?;
-        let drawn_on: BTreeSet<_> = base.runs.values().map(|r| r.generation).collect();
-        let mut keys = self.keys.lock().await;
-        for id in drawn_on {
-            if known.cover(id, &self.recipients) {
-                continue;
-            }
-            match keys.open(&self.repository, id, None).await {
-                Ok(identity) => {
-                    generation::wrap_identity(&self.repository, &self.world, id, &identity, &self.recipients)
-                        .await?;
-                    known.record(id, &self.recipients)?;
-                }
-                Err(e) if matches!(e.kind(), Kind::NoIdentity | Kind::Damaged) => {
-                    self.note(
-                        "the recipients changed: this run was uploaded in full, since not all of them can open what \
-                         earlier runs wrote; `backup key rewrap --identity FILE`, with an identity that opens them, \
-                         lets the new ones read the older points too"
-                            .to_owned(),
-                    );
-                    return Ok(false);
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(true)
-    }
-
-    fn note(&self, text: String) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        if !notes.contains(&text) {
-            notes.push(text);
-        }
-    }
-
-    /// The generation to encrypt to; `true` when an older one was found gone or different, so that nothing may build on it.
-    async fn generation(&self) -> Result<(Generation, bool)> {
-        let (state, id) = (self.state.clone(), self.repository.id());
-        let _lock = tokio::task::spawn_blocking(move || state.lock_generation(id))
-            .await
-            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
-        let file = self.state.generation_file(id)?;
-        let known: Option<Generation> = state::read_json(&file)?;
-        let mut gone = false;
-        if let Some(known) = known {
-            let intact = generation::is_intact(&self.repository, &known).await?;
-            if intact && known.serves(&self.recipients, self.world.clock.now()) {
-                Wraps::read(&self.state, id)?.record(known.id, &known.wrapped_to)?;
-                return Ok((known, false));
-            }
-            gone = !intact;
-        }
-        let new = generation::create(&self.repository, &self.world, &self.recipients).await?;
-        state::write_json(&file, &new)?;
-        Wraps::read(&self.state, id)?.record(new.id, &new.wrapped_to)?;
-        Ok((new, gone))
     }
 
     async fn read_all(
@@ -581,14 +516,6 @@ impl Engine {
             )]
         })
     }
-}
-
-/// The identities at hand, if any: a host that only backs up has none, and needs none.
-fn identities(session: &Session) -> KeyRing {
-    session.key_ring().unwrap_or_else(|e| {
-        tracing::warn!(error = %e.chain(), "the identity is not used; it is needed only to rebuild a lost index");
-        KeyRing::new(Vec::new())
-    })
 }
 
 /// Blocks are 8 KiB up to 64 GiB of source, 16 KiB up to 512 GiB, else 64 KiB (DESIGN, section 5).

@@ -1,5 +1,6 @@
 //! Takes recovery points: capture, cut, pack, commit.
 
+mod access;
 mod base;
 mod chunker;
 mod cutter;
