@@ -13,12 +13,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt as _;
 
 use crate::error::{Context as _, Error, Result};
 use crate::source::{Context, PointContent, RestoredUnit};
@@ -32,6 +32,10 @@ const MARKER_LIMIT_BYTES: u64 = 4096;
 /// Files of at least this size are synced one by one, so that an error names the file; the many small ones are
 /// synced together by [`DirectoryTarget::finish`], before the marker goes.
 const SYNC_ALONE_BYTES: u64 = 1 << 20;
+/// Of larger files so much is brought to disk at a time.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// So little is written without leaving the runtime's thread.
+const WRITTEN_AT_ONCE_BYTES: u64 = 64 << 10;
 /// How many things in the way are named.
 const NAMED_IN_THE_WAY: usize = 5;
 
@@ -109,8 +113,9 @@ impl DirectoryTarget {
     ) -> Result<u64> {
         let relative = unit.name.to_path();
         let shown = self.path.join(&relative);
-        let file = self.create(&relative)?;
-        let mut out = tokio::fs::File::from_std(file);
+        let out = Arc::new(self.create(&relative)?);
+        let mut early = EarlySync::new(out.clone());
+        let unsynced = || format!("{} can not be synced", shown.display());
         let cancel = self.context.cancel.clone();
         let mut written = 0u64;
         loop {
@@ -120,15 +125,20 @@ impl DirectoryTarget {
                 bytes = content.read() => bytes?,
             };
             let Some(bytes) = bytes else { break };
-            out.write_all(&bytes)
-                .await
-                .doing(|| format!("{} can not be written", shown.display()))?;
-            written += bytes.len() as u64;
-            self.context.progress.advance(bytes.len() as u64);
+            let length = bytes.len() as u64;
+            let to = out.clone();
+            let write = move || (&*to).write_all(&bytes);
+            let result = if length <= WRITTEN_AT_ONCE_BYTES {
+                write()
+            } else {
+                off_the_runtime(write).await
+            };
+            result.doing(|| format!("{} can not be written", shown.display()))?;
+            written += length;
+            early.wrote(length).await.doing(unsynced)?;
+            self.context.progress.advance(length);
         }
-        out.flush()
-            .await
-            .doing(|| format!("{} can not be written", shown.display()))?;
+        early.finish().await.doing(unsynced)?;
         if written != unit.size {
             return Err(Error::damaged(format!(
                 "{} has {written} bytes, recorded are {}",
@@ -136,14 +146,14 @@ impl DirectoryTarget {
             )));
         }
         let mode = Mode::from_raw_mode(unit.attributes.mode.unwrap_or(0o600) & 0o777);
-        rustix::fs::fchmod(&out, mode).doing(|| format!("the mode of {} can not be set", shown.display()))?;
+        rustix::fs::fchmod(&*out, mode)
+            .doing(|| format!("the mode of {} can not be set", shown.display()))?;
         if let Some(ms) = unit.attributes.modified_ms {
             set_modified(&out, ms).doing(|| format!("the time of {} can not be set", shown.display()))?;
         }
         if written >= SYNC_ALONE_BYTES {
-            out.sync_all()
-                .await
-                .doing(|| format!("{} can not be synced", shown.display()))?;
+            let to = out.clone();
+            off_the_runtime(move || to.sync_all()).await.doing(unsynced)?;
         }
         Ok(written)
     }
@@ -172,9 +182,8 @@ impl DirectoryTarget {
             rustix::fs::unlinkat(&self.root, MARKER, AtFlags::empty())?;
             self.root.sync_all()
         };
-        tokio::task::spawn_blocking(work)
+        off_the_runtime(work)
             .await
-            .doing(|| "the restored files could not be synced")?
             .doing(|| format!("{} can not be synced", path.display()))
     }
 
@@ -243,6 +252,49 @@ impl DirectoryTarget {
         }
         Ok(at)
     }
+}
+
+/// Brings what was written to disk while more is decoded: else all of a large file would wait for its last byte.
+struct EarlySync {
+    file: Arc<File>,
+    unsynced: u64,
+    running: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+}
+
+impl EarlySync {
+    fn new(file: Arc<File>) -> Self {
+        Self {
+            file,
+            unsynced: 0,
+            running: None,
+        }
+    }
+    async fn wrote(&mut self, length: u64) -> std::io::Result<()> {
+        self.unsynced += length;
+        if self.unsynced < SYNC_EVERY_BYTES || self.running.as_ref().is_some_and(|r| !r.is_finished()) {
+            return Ok(());
+        }
+        self.finish().await?;
+        self.unsynced = 0;
+        let file = self.file.clone();
+        self.running = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+        Ok(())
+    }
+    /// An error of a sync is told once: a later sync would know nothing of it.
+    async fn finish(&mut self) -> std::io::Result<()> {
+        match self.running.take() {
+            Some(running) => running.await.unwrap_or_else(|e| Err(std::io::Error::other(e))),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(std::io::Error::other(e)))
 }
 
 /// The error of a cancelled restore.
@@ -362,7 +414,7 @@ fn unlink_if_there(directory: impl rustix::fd::AsFd, name: &OsStr) -> std::io::R
     }
 }
 
-fn set_modified(file: &tokio::fs::File, ms: i64) -> std::io::Result<()> {
+fn set_modified(file: &File, ms: i64) -> std::io::Result<()> {
     let time = Timespec {
         tv_sec: ms.div_euclid(1000),
         tv_nsec: ms.rem_euclid(1000) * 1_000_000,

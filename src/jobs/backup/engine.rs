@@ -277,10 +277,10 @@ impl Engine {
             stored_before: 0,
         };
         self.progress.phase(&format!("backing up {}", self.source), None);
+        let mut buffer = vec![0; READ];
         while let Some(head) = unit {
             if !cutter.begin(&head)? {
                 let mut content = capture.open().await?;
-                let mut buffer = vec![0; READ];
                 loop {
                     let read = tokio::time::timeout(self.stall_timeout, content.read(&mut buffer));
                     let length = read

@@ -1,7 +1,7 @@
 //! A PocketBase on this host: list storage/ first, then copy the databases, then list what appeared between; every file
 //! that a row refers to must be there, else again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::io::AsyncRead;
 
+use super::ahead::{Ahead, SMALL};
 use super::copy::copy_database;
 use super::facts::{self, Facts};
 use super::storage::Storage;
@@ -32,10 +33,24 @@ struct Unit {
     content: Content,
 }
 
+impl Unit {
+    /// Path and size of a small file.
+    fn small(&self) -> Option<(&PathBuf, u64)> {
+        let size = self.head.size_hint.filter(|size| *size <= SMALL)?;
+        match &self.content {
+            Content::File(path) => Some((path, size)),
+            Content::Text(_) => None,
+        }
+    }
+}
+
 /// A snapshot of a local pb_data.
 pub struct LocalCapture {
-    units: std::collections::btree_map::IntoIter<UnitName, Unit>,
+    units: VecDeque<Unit>,
     current: Option<Unit>,
+    ahead: Ahead,
+    /// Whether the current unit was opened.
+    opened: bool,
     at: DateTime<Utc>,
     facts: serde_json::Value,
     warnings: Vec<String>,
@@ -239,8 +254,10 @@ fn assemble(
         warnings.push("PocketBase keeps its files in an S3 bucket: they are not in this point".to_owned());
     }
     Ok(LocalCapture {
-        units: units.into_iter(),
+        units: units.into_values().collect(),
         current: None,
+        ahead: Ahead::default(),
+        opened: true,
         at,
         facts: brief,
         warnings,
@@ -250,10 +267,15 @@ fn assemble(
 #[async_trait]
 impl Capture for LocalCapture {
     async fn next(&mut self) -> Result<Option<UnitHead>> {
-        self.current = self.units.next().map(|(_, unit)| unit);
+        if !self.opened {
+            self.ahead.passed();
+        }
+        self.opened = false;
+        self.current = self.units.pop_front();
         Ok(self.current.as_ref().map(|u| u.head.clone()))
     }
     async fn open(&mut self) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
+        self.opened = true;
         let unit = self
             .current
             .as_ref()
@@ -261,6 +283,13 @@ impl Capture for LocalCapture {
         Ok(match &unit.content {
             Content::Text(text) => Box::new(std::io::Cursor::new(text.clone())),
             Content::File(path) => {
+                if unit.small().is_some() {
+                    let next = self.units.iter().map_while(Unit::small);
+                    let content = self.ahead.take(path.clone(), next).await;
+                    if let Some(content) = content.doing(|| format!("{} can not be read", unit.head.name))? {
+                        return Ok(Box::new(std::io::Cursor::new(content)));
+                    }
+                }
                 let mut file = tokio::fs::File::open(path)
                     .await
                     .doing(|| format!("{} can not be read", unit.head.name))?;

@@ -1,5 +1,6 @@
 //! PocketBase: a snapshot of pb_data from outside, or of a remote one by its backup API. (Its log comes later.)
 
+mod ahead;
 mod copy;
 mod facts;
 mod local;

@@ -24,6 +24,8 @@ const PROGRAMS: [&str; 3] = ["pg_dump", "pg_dumpall", "pg_restore"];
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
 /// How much of a child's stderr is kept: the first and the last of it.
 const STDERR_KEPT_BYTES: usize = 16 << 10;
+/// What a pipe from a child holds: as much as a system allows everybody.
+const PIPE_BYTES: usize = 1 << 20;
 
 /// A directory with the client programs of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -258,6 +260,10 @@ pub(crate) fn start(
         .spawn()
         .doing(|| format!("{} can not be started", program.display()))?;
     let stdout = child.stdout.take();
+    if let Some(stdout) = &stdout {
+        // Fewer changes between two processes for gigabytes. A system that allows no more serves as well.
+        let _ = rustix::pipe::fcntl_setpipe_size(stdout, PIPE_BYTES);
+    }
     let stdin = child.stdin.take();
     let task = tokio::spawn(wait(child, cancel.clone()));
     Ok((Running { name, task }, stdout, stdin))
