@@ -170,6 +170,76 @@ async fn a_stopped_and_a_killed_app_are_snapshot_without_a_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_behind_a_link_is_copied_with_its_log() {
+    let (directory, elsewhere, target) = (harness::temp_dir(), harness::temp_dir(), harness::temp_dir());
+    let file = elsewhere.path().join("x.db");
+    std::os::unix::fs::symlink(&file, directory.path().join("data.db")).unwrap();
+    let writer = Connection::open(&file).unwrap();
+    writer
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (i); PRAGMA wal_checkpoint(TRUNCATE)")
+        .unwrap();
+    writer
+        .execute_batch("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100) INSERT INTO t SELECT i FROM n")
+        .unwrap();
+    let count = |to: &Path| -> i64 {
+        let copy = Connection::open(to.join("data.db")).unwrap();
+        copy.query_row("SELECT count(*) FROM t", [], |r| r.get(0))
+            .unwrap()
+    };
+    let to = target.path().join("live");
+    restore(take(&local(directory.path())).await.unwrap(), &to).await;
+    assert_eq!(count(&to), 100);
+    assert_eq!(
+        names(directory.path()),
+        ["data.db"],
+        "nothing of ours is left there"
+    );
+    writer.execute_batch("PRAGMA journal_mode = DELETE").unwrap();
+    // In rollback mode the file may hold half a transaction: it is refused, whoever has it open.
+    writer
+        .execute_batch("PRAGMA cache_size = 5; BEGIN; UPDATE t SET i = -1")
+        .unwrap();
+    for open in [true, false] {
+        let error = take(&local(directory.path())).await.map(|_| ()).unwrap_err();
+        assert!(
+            error.chain().contains("rollback mode"),
+            "open: {open}: {}",
+            error.chain()
+        );
+        if open {
+            writer.execute_batch("ROLLBACK").unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_any_name_are_kept_and_only_what_is_being_written_is_not() {
+    let app = PocketBase::start().await;
+    app.create_collection("notes").await;
+    for (n, name) in ["report.tmp", "a.12ab.tmp", "x.TMP"].iter().enumerate() {
+        app.create_record_with_file("notes", "x", n as i64, name, name.as_bytes())
+            .await;
+    }
+    let record = app.data_directory().join("storage");
+    let folder = std::fs::read_dir(record).unwrap().next().unwrap().unwrap().path();
+    std::fs::create_dir(folder.join("new")).unwrap();
+    std::fs::write(folder.join("new/y_1234567890.txt.18ae5c.tmp"), b"half").unwrap();
+    let taken = take(&local(app.data_directory())).await.unwrap();
+    let kept: Vec<&str> = taken.units.iter().map(|(u, _)| u.name.as_str()).collect();
+    assert!(!kept.iter().any(|n| n.contains("18ae5c")), "{kept:?}");
+    let target = harness::temp_dir();
+    let to = target.path().join("pb");
+    restore(taken, &to).await;
+    let served = PocketBase::start_on(&to, app.password()).await;
+    let records = served.records("notes").await;
+    assert_eq!(records.len(), 3);
+    for record in records {
+        let name = ["report.tmp", "a.12ab.tmp", "x.TMP"][record["n"].as_u64().unwrap() as usize];
+        assert_eq!(served.file(&record).await, name.as_bytes());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_names_a_missing_file_fails_the_run_and_names_it() {
     let app = PocketBase::start().await;
     app.create_collection("notes").await;

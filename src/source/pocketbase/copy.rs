@@ -39,6 +39,10 @@ pub fn copy_database(world: &World, path: &Path, to: &Path) -> Result<()> {
             "this build's SQLite is too old to read a database that others write",
         ));
     }
+    // SQLite keeps its log beside the file that a link leads to.
+    let path = &path
+        .canonicalize()
+        .doing(|| format!("{} can not be found", path.display()))?;
     let mut why = "";
     for _ in 0..ATTEMPTS {
         world.crash.reach("before a database is copied")?;
@@ -94,6 +98,9 @@ fn copy_resting(path: &Path, to: &Path) -> Result<(), Stop> {
     };
     let log = beside(path, "-wal");
     let before = (identity(path), identity(&log));
+    if let Some(problem) = not_wal(path)? {
+        return Err(Stop::Io(std::io::Error::other(problem)));
+    }
     let copied_log = beside(to, "-wal");
     for stale in [&copied_log, &beside(to, "-shm")] {
         match std::fs::remove_file(stale) {
@@ -115,6 +122,31 @@ fn copy_resting(path: &Path, to: &Path) -> Result<(), Stop> {
         .map_err(sql)?;
     connection.close().map_err(|(_, e)| sql(e))?;
     Ok(())
+}
+
+/// Why a file that nobody has open in WAL mode can not be copied. In rollback mode what is in it may be half a
+/// transaction, which only the journal beside it can undo; PocketBase keeps its databases in WAL mode. (SQLite's "Database
+/// File Format", section 1.3: bytes 18 and 19.)
+///
+/// # Errors
+/// It can not be read.
+pub fn not_wal(path: &Path) -> std::io::Result<Option<&'static str>> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(None);
+    }
+    let mut header = [0; 20];
+    file.read_exact_at(&mut header, 0)?;
+    let journal = std::fs::metadata(beside(path, "-journal"));
+    Ok(if !header.starts_with(b"SQLite format 3\0") {
+        Some("it is no SQLite database")
+    } else if header[18..] != [2, 2] {
+        Some("it is in rollback mode, not in WAL mode")
+    } else if journal.is_ok_and(|m| m.len() > 0) {
+        Some("a rollback journal lies beside it")
+    } else {
+        None
+    })
 }
 
 fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {

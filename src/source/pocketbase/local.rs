@@ -1,7 +1,7 @@
 //! A PocketBase on this host: list storage/ first, then copy the databases, then list what appeared between; every file
 //! that a row refers to must be there, else again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use tokio::io::AsyncRead;
 
 use super::ahead::{Ahead, SMALL};
-use super::copy::copy_database;
+use super::copy::{self, copy_database};
 use super::facts::{self, Facts};
 use super::storage::Storage;
 use crate::clock::World;
@@ -83,6 +83,16 @@ pub fn check(directory: &Path) -> Vec<Finding> {
                 metadata.uid()
             ),
             "Run as the user of PocketBase, or as root: SQLite's lock files must stay usable for both.",
+        ));
+    }
+    if let Ok(Some(problem)) = copy::not_wal(&database) {
+        findings.push(Finding::error(
+            "mode",
+            format!(
+                "{} can not be copied while it is used: {problem}",
+                database.display()
+            ),
+            "PocketBase keeps its databases in WAL mode: open it with PocketBase once.",
         ));
     }
     if is_on_network(directory) {
@@ -164,12 +174,17 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
             .get("data.db")
             .ok_or_else(|| Error::failed("there is no data.db"))?;
         let (files, elsewhere) = facts::files(data)?;
+        let named = files
+            .iter()
+            .map(|file| UnitName::from_bytes(format!("storage/{file}").as_bytes()))
+            .collect::<Result<BTreeSet<_>>>()?;
         missing = if policy.storage && !elsewhere {
-            absent(&files, &storage)?
+            absent(&named, &storage)
         } else {
             Vec::new()
         };
         if missing.is_empty() {
+            storage.drop_temporary(&named);
             facts.files = files;
             facts.files_elsewhere = elsewhere;
             return assemble(databases, storage, facts, at, &context.world);
@@ -183,15 +198,12 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
     .hint("A row names collection/record/file. Restore the file, or clear the field; then run again."))
 }
 
-fn absent(files: &[String], storage: &Storage) -> Result<Vec<String>> {
-    let mut absent = Vec::new();
-    for file in files {
-        let name = UnitName::from_bytes(format!("storage/{file}").as_bytes())?;
-        if !storage.files.contains_key(&name) {
-            absent.push(file.clone());
-        }
-    }
-    Ok(absent)
+/// What rows name and storage/ lacks, as rows name it.
+fn absent(named: &BTreeSet<UnitName>, storage: &Storage) -> Vec<String> {
+    let absent = named.iter().filter(|name| !storage.files.contains_key(name));
+    absent
+        .map(|name| name.as_str().trim_start_matches("storage/").to_owned())
+        .collect()
 }
 
 fn assemble(

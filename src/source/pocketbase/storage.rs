@@ -2,7 +2,7 @@
 //! after the snapshot can still be read. PocketBase writes a file before the commit that names it and deletes it after
 //! the commit that forgets it, and never changes one in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -87,11 +87,17 @@ impl Storage {
                     "{} is neither a file nor a directory, and is left out",
                     path.display()
                 ));
-            } else if !is_temporary(&full) {
+            } else {
                 self.add(UnitName::from_bytes(&full)?, path, &metadata, stage)?;
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what PocketBase was writing just then: what has such a name, and no row names it.
+    pub fn drop_temporary(&mut self, named: &BTreeSet<UnitName>) {
+        self.files
+            .retain(|name, _| !looks_temporary(name.as_str()) || named.contains(name));
     }
 
     fn warn(&mut self, text: String) {
@@ -137,7 +143,8 @@ impl Storage {
     }
 }
 
-/// What PocketBase is writing just now: `<name>.<hex>.tmp`.
-fn is_temporary(name: &[u8]) -> bool {
-    name.ends_with(b".tmp")
+/// What PocketBase writes before it gives a file its name: `<name>.<hex>.tmp`.
+fn looks_temporary(name: &str) -> bool {
+    let digits = name.strip_suffix(".tmp").and_then(|rest| rest.rsplit_once('.'));
+    digits.is_some_and(|(_, d)| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
