@@ -20,7 +20,7 @@ use crate::schedule::Schedule;
 use crate::source::pocketbase::PocketBaseRestorer;
 use crate::source::postgres::LogicalRestorer;
 use crate::source::{Context, RestoreOptions, Restorer, Target};
-use crate::state::StateDir;
+use crate::state::{Scratch, StateDir};
 use crate::types::{RunId, SourceName};
 use crate::when::When;
 
@@ -169,11 +169,12 @@ fn context(
     source: &SourceName,
     run: RunId,
 ) -> Result<(Context, Option<crate::state::Scratch>)> {
-    // A restore on a rescue host has no state directory of its own: the system's temporary directory serves.
-    let state = StateDir::open(&session.policy.state_dir).or_else(|_| {
-        StateDir::open(&std::env::temp_dir().join(format!("lifeboat-restore-{}", std::process::id())))
-    })?;
-    let scratch = state.scratch(RunId::new(session.world.ulid()?))?;
+    // A restore on a rescue host has no state directory of its own, or not one for this user: the system's temporary
+    // directory serves.
+    let id = RunId::new(session.world.ulid()?);
+    let scratch = StateDir::open(&session.policy.state_dir)
+        .and_then(|state| state.scratch(id))
+        .or_else(|_| Scratch::temporary(id))?;
     let context = Context {
         world: session.world.clone(),
         source: source.clone(),

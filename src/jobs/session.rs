@@ -3,11 +3,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::World;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::policy::{Policy, SecretRef, secrets};
 use crate::progress::Progress;
 use crate::repository::generation::{self, KeyRing};
@@ -15,6 +16,9 @@ use crate::repository::{Repository, Settings, layout};
 use crate::secret::SecretText;
 use crate::store::{self, SharedStore};
 use crate::types::{RunId, SourceName};
+
+/// How long interrupted work may take to end.
+const CLEANING_UP: Duration = Duration::from_secs(5);
 
 /// Looks up an environment variable. Injected, so that tests need no process environment.
 pub type Lookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -66,6 +70,23 @@ impl Session {
     /// At least one is missing.
     pub fn require(&self, needed: impl Fn(&str) -> bool) -> Result<()> {
         secrets::require(&self.policy, &*self.lookup, needed)
+    }
+
+    /// Work that hears of an interrupt by itself and may clean up then, but is not waited for when what it calls hangs.
+    ///
+    /// # Errors
+    /// Its own; [`Kind::Interrupted`].
+    pub async fn interruptible<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let patience = async {
+            self.cancel.cancelled().await;
+            self.world.clock.sleep(CLEANING_UP).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = patience => Err(Error::new(Kind::Interrupted, "interrupted")
+                .hint("Something hung while it ended; the same command again goes on or starts over.")),
+        }
     }
 
     /// The store, with the credentials of a role.

@@ -166,6 +166,17 @@ fn open_lock(path: &Path) -> Result<File> {
 }
 
 impl Scratch {
+    /// In the system's temporary directory: made by us alone, whoever else writes there.
+    ///
+    /// # Errors
+    /// It can not be made.
+    pub fn temporary(run: RunId) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("lifeboat-{run}"));
+        let doing = || format!("can not make the directory {}", path.display());
+        fs::DirBuilder::new().mode(0o700).create(&path).doing(doing)?;
+        let lock = File::open(&path).doing(doing)?;
+        Ok(Self { path, _lock: lock })
+    }
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path

@@ -121,6 +121,31 @@ fn a_gap_is_refused_until_it_is_accepted_and_all_sources_go_to_one_instant() {
     let said = without_policy(&["verify", "--content", "--identity", "key"]);
     assert_eq!((said.code, &said.json()["missing"]), (0, &json!([])), "{said}");
     assert!(said.json()["objects"].as_u64().unwrap() > 4, "{said}");
+    // A state directory that is no use (here: something is in the way of its scratch) does not keep a restore from working,
+    // and nothing is left in the place that serves instead.
+    std::fs::create_dir_all(site.path("tmp")).unwrap();
+    std::fs::create_dir_all(site.path("useless")).unwrap();
+    write_file(site.dir.path(), "useless/scratch", "");
+    let mut command = lifeboat();
+    command
+        .current_dir(site.dir.path())
+        .env("LIFEBOAT_STATE", site.path("useless"))
+        .env("TMPDIR", site.path("tmp"));
+    let args = [
+        "restore",
+        "app",
+        "--at",
+        "latest",
+        "--repository",
+        "repository",
+        "--identity",
+        "key",
+        "--to",
+        "four",
+    ];
+    let said = run(command.args(args));
+    assert_eq!((said.code, rows("four/data.db")), (0, 3), "{said}");
+    assert!(std::fs::read_dir(site.path("tmp")).unwrap().next().is_none());
     // This very point.
     let said = run(&mut site.backup(&[
         "restore",

@@ -99,11 +99,13 @@ async fn take(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>)
     let own = format!("source.{name}.");
     session.require(|key| key.starts_with("repository.") || key.starts_with(&own))?;
     let source = open_source(session, name, policy)?;
-    let repository = session.open_for_writing().await?;
-    let engine = Engine::new(session, repository, name, policy, slot)?;
-    let work = engine.take_point(&*source);
+    let work = async {
+        let repository = session.open_for_writing().await?;
+        let engine = Engine::new(session, repository, name, policy, slot)?;
+        engine.take_point(&*source).await
+    };
     tokio::select! {
-        taken = work => taken,
+        taken = session.interruptible(work) => taken,
         () = session.world.clock.sleep(policy.timeout) => Err(Error::failed(format!(
             "the run of {name} took longer than its timeout of {}",
             humantime::format_duration(policy.timeout)

@@ -28,6 +28,10 @@ const MARGIN: TimeDelta = TimeDelta::hours(1);
 /// # Errors
 /// The repository; what a source's sweep aborts on is told as a warning and stops that source only.
 pub async fn prune(session: &Session, dry_run: bool) -> Result<PruneReport> {
+    session.interruptible(prune_all(session, dry_run)).await
+}
+
+async fn prune_all(session: &Session, dry_run: bool) -> Result<PruneReport> {
     let role = if session.policy.prune.is_some() {
         Role::Pruner
     } else {
@@ -260,6 +264,10 @@ async fn entomb(
 /// # Errors
 /// None there, or too late: from an hour before the end of the grace on.
 pub async fn undo(session: &Session, run: RunId) -> Result<Expired> {
+    session.interruptible(take_back(session, run)).await
+}
+
+async fn take_back(session: &Session, run: RunId) -> Result<Expired> {
     let repository = session.open(Role::Pruner).await?;
     let source = session.source_of_run(&repository, run).await?;
     let key = layout::tombstone(&source, run);

@@ -43,8 +43,7 @@ pub async fn sweep(
     report: &mut PruneReport,
 ) -> Result<()> {
     let found = found(repository, source).await?;
-    let catalog = repository.catalog(source).await?;
-    check_lists(session, repository, source, &found, &catalog, report).await?;
+    let catalog = consistent(session, repository, source, &found, report).await?;
     let grace = grace(session);
     let due: BTreeSet<RunId> = expired
         .iter()
@@ -70,9 +69,7 @@ pub async fn sweep(
                 gone.insert(*run);
             }
         }
-        let catalog = repository.catalog(source).await?;
-        check_lists(session, repository, source, &found, &catalog, report).await?;
-        catalog
+        consistent(session, repository, source, &found, report).await?
     };
     let roots: Roots<'_> = catalog
         .points
@@ -118,6 +115,45 @@ async fn found(repository: &Repository, source: &SourceName) -> Result<Found> {
     Ok(found)
 }
 
+/// How often lists are looked at again that do not agree with what keys say.
+const LOOKS: u32 = 3;
+
+/// Why the lists do not do.
+enum Doubt {
+    /// Somebody may have committed or swept between two looks.
+    Again(Error),
+    /// No later look helps.
+    Lasting(Error),
+}
+
+impl From<Error> for Doubt {
+    fn from(e: Error) -> Self {
+        Self::Lasting(e)
+    }
+}
+
+/// A catalog that keys agree with. Runs and other prunes go on meanwhile, so a doubt is looked at again before it counts.
+async fn consistent(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    found: &Found,
+    report: &PruneReport,
+) -> Result<Catalog> {
+    let mut looks = 1;
+    loop {
+        let catalog = repository.catalog(source).await?;
+        match check_lists(session, repository, source, found, &catalog, report).await {
+            Ok(()) => return Ok(catalog),
+            Err(Doubt::Again(e)) if looks < LOOKS => {
+                tracing::debug!(source = %source, error = %e.chain(), "the lists are looked at again");
+                looks += 1;
+            }
+            Err(Doubt::Again(e) | Doubt::Lasting(e)) => return Err(e),
+        }
+    }
+}
+
 /// Found but not listed: the list of commits lacks some, and nothing may go. A parent or referenced run neither listed
 /// nor tombstoned: the same; where its key says that the commit is gone, it is buried, since a tombstone is what tells
 /// everybody so, and the next prune goes on. What is recorded as damaged explains itself and stops nothing.
@@ -128,11 +164,15 @@ async fn check_lists(
     found: &Found,
     catalog: &Catalog,
     report: &PruneReport,
-) -> Result<()> {
+) -> std::result::Result<(), Doubt> {
     if let Some(run) = catalog.unreadable.keys().next() {
-        return Err(Error::damaged(format!("the commit of {run} can not be read")));
+        return Err(Error::damaged(format!("the commit of {run} can not be read")).into());
     }
-    let not_listed = |run: RunId| Error::failed(format!("the commit of {run} is there and was not listed"));
+    let not_listed = |run: RunId| {
+        Doubt::Again(Error::failed(format!(
+            "the commit of {run} is there and was not listed"
+        )))
+    };
     for run in found.keys().filter(|run| !catalog.points.contains_key(run)) {
         if repository.read(&layout::commit(source, *run)).await?.is_some() {
             return Err(not_listed(*run));
@@ -143,8 +183,9 @@ async fn check_lists(
     let (refs, damaged) = repository.refs_of(source, &commits).await?;
     for (run, problem) in damaged {
         if !recorded(run) {
-            return Err(Error::damaged(problem)
-                .hint("Run `backup verify`, which records the damage, then prune again."));
+            return Err(Doubt::Again(Error::damaged(problem).hint(
+                "Run `backup verify`, which records the damage, then prune again.",
+            )));
         }
     }
     let parents = commits
@@ -172,10 +213,10 @@ async fn check_lists(
     for run in lost.iter().filter(|_| !report.dry_run) {
         super::entomb(session, repository, source, *run, "its commit is gone").await?;
     }
-    Err(Error::failed(format!(
+    Err(Doubt::Lasting(Error::failed(format!(
         "run {first}, which others draw on, is neither listed nor tombstoned"
     ))
-    .hint("Somebody removed its commit. It is buried now, so that the next prune can go on; what others need of it stays."))
+    .hint("Somebody removed its commit. It is buried now, so that the next prune can go on; what others need of it stays.")))
 }
 
 /// What the roots draw on: by run, object names. `None`: that of some can not be told, so nothing but commits may go.
