@@ -3,10 +3,14 @@
 
 mod harness;
 
+#[path = "postgres/examined.rs"]
+mod examined;
 #[path = "postgres/failures.rs"]
 mod failures;
 #[path = "postgres/journey.rs"]
 mod journey;
+#[path = "postgres/roles.rs"]
+mod roles;
 #[path = "postgres/support.rs"]
 mod support;
 #[path = "postgres/targets.rs"]

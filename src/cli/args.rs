@@ -167,12 +167,15 @@ pub struct ListArgs {
     /// Without a policy, of the repository at URL
     #[arg(long, value_name = "URL", conflicts_with = "policy")]
     pub repository: Option<String>,
+    /// The age identity, instead of the policy's: with one, the databases of a run are shown
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
 }
 
 /// `restore`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\nTARGET: a new or empty directory, a postgres:// URL, an s3:// URL; or env:NAME, file:PATH, where one stands\n(a password belongs there, not on the command line). With --all: one directory, or SOURCE=TARGET\nonce per source.",
+    after_help = "Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\nTARGET: a new or empty directory, or a postgres:// URL: of a database, or of a server, where databases keep\ntheir names and missing roles are made; or env:NAME, file:PATH, where one stands (a password belongs there,\nnot on the command line). With --all: one directory, or SOURCE=TARGET once per source.",
     group = ArgGroup::new("which").args(["source", "all"]).required(true),
     group = ArgGroup::new("moment").args(["at", "at_lsn", "at_xid", "at_name", "at_point"]).required(true),
 )]
@@ -186,13 +189,13 @@ pub struct RestoreArgs {
     /// The instant, on the source's own clock (with --all: on the store's clock)
     #[arg(long, value_name = "WHEN")]
     pub at: Option<String>,
-    /// A position in the log
+    /// A position in the log: for physical sources, not built yet
     #[arg(long, value_name = "LSN")]
     pub at_lsn: Option<String>,
-    /// A transaction of the log
+    /// A transaction of the log: for physical sources, not built yet
     #[arg(long, value_name = "XID")]
     pub at_xid: Option<String>,
-    /// A restore point named in the log
+    /// A restore point named in the log: for physical sources, not built yet
     #[arg(long, value_name = "NAME")]
     pub at_name: Option<String>,
     /// This recovery point
@@ -204,7 +207,7 @@ pub struct RestoreArgs {
     /// Show what would be restored; nothing is written
     #[arg(long)]
     pub dry_run: bool,
-    /// Reuse what is in the target
+    /// Reuse what is in the target: for physical sources, not built yet
     #[arg(long)]
     pub reuse: bool,
     /// Accept a recovery point that is up to D (15m, 2h, 1day) before the instant
@@ -213,10 +216,11 @@ pub struct RestoreArgs {
     /// Answer every question with yes
     #[arg(long)]
     pub yes: bool,
-    /// Only this database
+    /// Only this database of the point
     #[arg(long, value_name = "D")]
     pub only_database: Option<String>,
-    /// Only this table
+    /// Only this table: TABLE (in public) or SCHEMA.TABLE, letters as they are; a name with a dot or a quote in double
+    /// quotes, as in SQL
     #[arg(long, value_name = "T")]
     pub only_table: Option<String>,
     /// Read the first version of every object, whatever was laid over it
@@ -228,10 +232,10 @@ pub struct RestoreArgs {
     /// The age identity, instead of the policy's
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,
-    /// The timeline to follow
+    /// The timeline to follow: for physical sources, not built yet
     #[arg(long, value_name = "N")]
     pub timeline: Option<u32>,
-    /// Leave a physical copy as it is, without recovery
+    /// Leave a physical copy as it is, without recovery: for physical sources, not built yet
     #[arg(long)]
     pub no_recover: bool,
 }

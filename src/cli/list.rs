@@ -1,12 +1,12 @@
 //! `backup list [SOURCE | RUN]`
 
-use chrono::TimeDelta;
+use chrono::SecondsFormat;
 use chrono_tz::Tz;
 
 use super::Surroundings;
 use super::args::ListArgs;
 use super::load;
-use super::text::{clean, count, not_before, rfc3339, size, table, utc, utc_or};
+use super::text::{clean, count, rfc3339, size, table, utc, utc_or};
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::report::{ListReport, ListedPoint, ListedSource, PointReport};
@@ -15,7 +15,7 @@ use crate::types::{RunId, SourceName};
 /// Shows points and windows; exit 21 when a commit can not be read.
 pub async fn list(surroundings: &Surroundings, args: &ListArgs) -> Result<u8> {
     let run: Option<RunId> = args.what.as_deref().and_then(|what| what.parse().ok());
-    let session = surroundings.session_with_identity(args.repository.as_deref(), None)?;
+    let session = surroundings.session_with_identity(args.repository.as_deref(), args.identity.clone())?;
     let zone = session.policy.timezone;
     if let Some(run) = run {
         let report = surroundings.reading(jobs::list::point(&session, run)).await?;
@@ -73,8 +73,8 @@ fn source_text(source: &ListedSource, zone: Tz) -> String {
         };
         out += &format!(
             "{what} from {} to {}\n",
-            load::echo(not_before(window.from, TimeDelta::milliseconds(1)), zone),
-            load::echo(not_before(window.to, TimeDelta::milliseconds(1)), zone)
+            load::echo(window.from, zone),
+            load::echo(window.to, zone)
         );
     }
     if source.points.is_empty() {
@@ -96,11 +96,10 @@ fn source_text(source: &ListedSource, zone: Tz) -> String {
         ["run", "at (UTC)", &local, ">content", ">stored", "state"],
         source.points.iter().map(|p| {
             let [run, at, content, stored, state] = cells(p);
-            // Rounded up: copied to `--at` it finds this point.
-            let here = not_before(p.at, TimeDelta::seconds(1))
-                .with_timezone(&zone)
-                .format("%Y-%m-%d %H:%M:%S %Z")
-                .to_string();
+            // The same instant with its offset: either one finds this point.
+            let here =
+                p.at.with_timezone(&zone)
+                    .to_rfc3339_opts(SecondsFormat::AutoSi, true);
             [run, at, here, content, stored, state]
         }),
     );
@@ -159,6 +158,20 @@ fn point_text(report: &PointReport, zone: Tz) -> String {
         if state.is_empty() { "ok" } else { &state },
     );
     out += &format!("facts        {}\n", facts.replace('\n', "\n             "));
+    match &report.databases {
+        Some(databases) if databases.is_empty() => {}
+        Some(databases) => {
+            out.push('\n');
+            out += &table(
+                ["database", ">bytes", ">tables", ">rows", "snapshot (UTC)"],
+                databases.iter().map(|d| {
+                    let (tables, rows) = (d.tables.to_string(), d.rows.to_string());
+                    [d.name.clone(), d.bytes.to_string(), tables, rows, rfc3339(d.at)]
+                }),
+            );
+        }
+        None => out += "databases    not shown: no identity at hand opens it (--identity FILE)\n",
+    }
     out.push('\n');
     out += &table(
         ["draws on run", ">packs"],

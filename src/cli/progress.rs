@@ -49,12 +49,13 @@ impl Progress for Bars {
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style);
         }
+        // First, so that no bytes of the phase before stand over the total of this one.
+        self.bar.set_position(0);
         match total_bytes {
             Some(total) => self.bar.set_length(total),
             None => self.bar.unset_length(),
         }
         self.bar.set_message(clean(name).into_owned());
-        self.bar.set_position(0);
         self.bar.reset_eta();
     }
     fn advance(&self, bytes: u64) {

@@ -42,6 +42,23 @@ pub fn parse(text: &OsStr, lookup: &Lookup) -> Result<Target> {
     plain(known, lookup)
 }
 
+/// Reads the TARGET of one source, which may be named before it.
+///
+/// # Errors
+/// As [`parse`]; another source is named.
+pub fn parse_one(text: &OsStr, source: &SourceName, lookup: &Lookup) -> Result<Target> {
+    match split(text) {
+        (None, text) => parse(&text, lookup),
+        (Some(named), rest) if named == *source => parse(&rest, lookup),
+        (Some(named), _) => Err(Error::usage(format!(
+            "--to {named}=… is a target of {named}, and {source} is restored"
+        ))
+        .hint(format!(
+            "Use --to {source}=TARGET or --to TARGET; a directory with = in its name is ./{named}=…"
+        ))),
+    }
+}
+
 fn referred(text: &str, lookup: &Lookup) -> Result<Target> {
     if text.starts_with("env:") || text.starts_with("file:") && !text.starts_with("file://") {
         return Err(Error::usage("the reference leads to another reference"));
@@ -80,7 +97,7 @@ fn plain(text: &str, lookup: &Lookup) -> Result<Target> {
     if let Some((scheme, _)) = text.split_once("://") {
         return Err(
             Error::usage(format!("{:?} is not a kind of target", format!("{scheme}://")))
-                .hint("A target is a directory, a postgres:// URL or an s3:// URL."),
+                .hint("A target is a directory or a postgres:// URL."),
         );
     }
     directory(Path::new(text))
@@ -88,9 +105,7 @@ fn plain(text: &str, lookup: &Lookup) -> Result<Target> {
 
 fn directory(path: &Path) -> Result<Target> {
     if path.as_os_str().is_empty() {
-        return Err(
-            Error::usage("--to is empty").hint("A target is a directory, a postgres:// URL or an s3:// URL.")
-        );
+        return Err(Error::usage("--to is empty").hint("A target is a directory or a postgres:// URL."));
     }
     let path = std::path::absolute(path).doing(|| "the working directory can not be found")?;
     Ok(Target::Directory(path))
@@ -318,6 +333,18 @@ mod tests {
         ] {
             assert_eq!(read(bad, &[]).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
+    }
+
+    #[test]
+    fn one_source_may_be_named_and_no_other() {
+        let source = "orders".parse().unwrap();
+        let one = |text: &str| parse_one(OsStr::new(text), &source, &lookup(&[]));
+        assert!(matches!(one("orders=/srv/x"), Ok(Target::Directory(p)) if p == Path::new("/srv/x")));
+        assert!(matches!(one("/srv/x=y"), Ok(Target::Directory(p)) if p == Path::new("/srv/x=y")));
+        assert!(matches!(one("./a=b"), Ok(Target::Directory(p)) if p.ends_with("a=b")));
+        let error = one("app=/srv/x").unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.message().contains("orders is restored"), "{error}");
     }
 
     #[test]

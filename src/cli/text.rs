@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytesize::ByteSize;
-use chrono::{DateTime, DurationRound as _, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 /// A size in IEC units.
@@ -35,23 +35,14 @@ pub fn utc_or(instant: Option<DateTime<Utc>>, otherwise: &str) -> String {
     instant.map_or_else(|| otherwise.to_owned(), utc)
 }
 
-/// The instant of a point, to the millisecond, never before it: copied to `--at` it finds this point and not the one
-/// before.
+/// The instant of a point, exactly: the same wherever it is shown, and copied to `--at` it finds this point.
 pub fn point(instant: DateTime<Utc>) -> String {
-    not_before(instant, TimeDelta::milliseconds(1)).to_rfc3339_opts(SecondsFormat::Millis, true)
+    rfc3339(instant)
 }
 
 /// As [`point`], where there may be none.
 pub fn point_or(instant: Option<DateTime<Utc>>, otherwise: &str) -> String {
     instant.map_or_else(|| otherwise.to_owned(), point)
-}
-
-/// The first whole step at or after an instant.
-pub fn not_before(instant: DateTime<Utc>, step: TimeDelta) -> DateTime<Utc> {
-    let Ok(whole) = instant.duration_trunc(step) else {
-        return instant;
-    };
-    if whole < instant { whole + step } else { whole }
 }
 
 /// "1 recovery point", "2 recovery points".
@@ -171,16 +162,13 @@ mod tests {
 
     #[test]
     fn the_instant_of_a_point_finds_it_again() {
-        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
-        assert_eq!(
-            point(at("2026-11-24T14:06:56.594738664Z")),
-            "2026-11-24T14:06:56.595Z"
-        );
-        assert_eq!(
-            point(at("2026-11-24T14:06:56.999001Z")),
-            "2026-11-24T14:06:57.000Z"
-        );
-        assert_eq!(point(at("2026-11-24T14:06:56.5Z")), "2026-11-24T14:06:56.500Z");
+        for text in [
+            "2026-11-24T14:06:56.594738664Z",
+            "2026-11-24T14:06:56.594738Z",
+            "2026-11-24T14:06:56Z",
+        ] {
+            assert_eq!(point(text.parse().unwrap()), text);
+        }
     }
 
     #[test]

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 
 use super::Session;
+use super::outline::outline;
 use super::report::{
     ListReport, ListedObject, ListedPoint, ListedReference, ListedSource, PointReport, UnreadablePoint,
     Window,
 };
+use super::restore::restorer;
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
 use crate::repository::catalog::{Catalog, Point};
-use crate::repository::documents::Refs;
+use crate::repository::documents::{Commit, Refs};
+use crate::repository::reader::OpenPoint;
 use crate::repository::{Repository, layout};
+use crate::source::{Part, RestoreOptions};
 use crate::types::{RunId, SourceName};
 
 /// Points and windows of all sources, or one: those of the policy, and those of which the repository has something.
@@ -163,15 +167,49 @@ pub async fn point(session: &Session, run: RunId) -> Result<PointReport> {
         });
     }
     let commit = &point.commit;
+    let databases = parts(session, &repository, &source, commit).await?;
     Ok(PointReport {
         point: listed_point(point, damage(&catalog, point, Some(&refs))),
         source,
         kind: commit.kind.clone(),
         facts: commit.facts.clone(),
+        databases,
         generation: commit.generation.id,
         clock_offset_ms: commit.clocks.source_minus_store_ms(),
         slot: commit.slot,
         refs: listed_refs,
         objects,
     })
+}
+
+/// What the point holds, where an identity at hand opens it.
+async fn parts(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    commit: &Commit,
+) -> Result<Option<Vec<Part>>> {
+    // An identity that can not be had here shows less; it is no reason to show nothing.
+    let mut keys = match session.key_ring() {
+        Ok(keys) if !keys.is_empty() => keys,
+        Err(e) if session.identity_file.is_some() => return Err(e),
+        _ => return Ok(None),
+    };
+    let Ok(restorer) = restorer(session, source, &commit.kind) else {
+        return Ok(Some(Vec::new()));
+    };
+    let point = match OpenPoint::open(repository, source, commit, &mut keys).await {
+        Ok(point) => point,
+        Err(e) if matches!(e.kind(), Kind::NoIdentity | Kind::Damaged) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let parts = match outline(&point, &*restorer).await {
+        Ok(outline) => restorer.parts(&outline, &RestoreOptions::default()),
+        Err(e) => Err(e),
+    };
+    match parts {
+        Ok(parts) => Ok(Some(parts)),
+        Err(e) if e.kind() == Kind::Damaged => Ok(None),
+        Err(e) => Err(e),
+    }
 }

@@ -3,10 +3,12 @@
 
 pub mod backup;
 pub mod check;
+mod gap;
 pub mod hold;
 pub mod init;
 pub mod keys;
 pub mod list;
+pub mod outline;
 pub mod prune;
 pub mod report;
 pub mod restore;

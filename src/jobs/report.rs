@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::source::Finding;
+use crate::source::{Finding, Part};
 use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
 
@@ -206,6 +206,8 @@ pub struct PointReport {
     pub kind: String,
     /// Facts in the commit.
     pub facts: serde_json::Value,
+    /// The databases in it, with the instant of each one's snapshot; none: no identity at hand opens the point.
+    pub databases: Option<Vec<Part>>,
     /// The generation it is encrypted to.
     pub generation: GenerationId,
     /// Source clock minus store clock, milliseconds.
@@ -243,12 +245,17 @@ pub struct ListedObject {
 pub struct RestoreReport {
     /// The source.
     pub source: SourceName,
-    /// The requested instant; none for `latest` and `--at-point`.
+    /// The requested instant, on the source's clock: for `latest` the moment it was asked; none for `--at-point`.
     pub requested: Option<DateTime<Utc>>,
     /// The instant that the result is of.
     pub restored_to: DateTime<Utc>,
     /// How much later the requested instant is.
     pub gap_seconds: f64,
+    /// How long ago the instant of the result was.
+    pub age_seconds: f64,
+    /// `latest` was asked for.
+    #[serde(skip)]
+    pub latest: bool,
     /// `transaction`, `version` or `point`.
     pub precision: &'static str,
     /// The point.
@@ -265,10 +272,14 @@ pub struct RestoreReport {
     pub target: Option<String>,
     /// Nothing was written.
     pub dry_run: bool,
+    /// The databases that are restored, where the point has databases and an identity opens it.
+    pub databases: Vec<Part>,
     /// Differences between recorded facts and the result: any makes the restore fail.
     pub differences: Vec<String>,
     /// What the operator should know (damaged points passed over, clocks …).
     pub warnings: Vec<String>,
+    /// What is left to do with the result: commands.
+    pub next_steps: Vec<String>,
     /// Whether a drill has proven the point.
     pub drilled: Option<Drilled>,
     /// Set when this source of `--all` failed.

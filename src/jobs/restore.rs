@@ -7,16 +7,17 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
+use super::gap::{check_gap, stamp};
+use super::outline::outline;
 use super::report::RestoreReport;
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
 use crate::policy::{PocketBasePlace, SourceKind, StoreUrl};
-use crate::recovery::{self, Candidate, Goal, Plan, Refusal};
+use crate::recovery::{self, Candidate, Goal, Refusal};
 use crate::repository::Repository;
 use crate::repository::catalog::{Catalog, Point};
 use crate::repository::documents::Commit;
 use crate::repository::reader::OpenPoint;
-use crate::schedule::Schedule;
 use crate::source::pocketbase::PocketBaseRestorer;
 use crate::source::postgres::LogicalRestorer;
 use crate::source::{Context, RestoreOptions, Restorer, Target};
@@ -63,32 +64,34 @@ struct Planned {
     report: RestoreReport,
 }
 
+/// A point that was opened, and what its target was found to be fit for.
+struct Ready {
+    point: OpenPoint,
+    restorer: Box<dyn Restorer>,
+    context: Context,
+    /// Removed when dropped.
+    _scratch: Scratch,
+}
+
 /// Plans a restore: nothing is written. A gap over the limit is [`Kind::Unreachable`] unless accepted.
 ///
 /// # Errors
 /// No point, a damaged one, a gap over the limit; each names the nearest instant that can be restored.
 pub async fn plan(session: &Session, request: &Request) -> Result<RestoreReport> {
     let mut planned = planned(session, request).await?;
-    let mut keys = session.key_ring()?;
-    if keys.is_empty() {
+    if session.key_ring()?.is_empty() {
         planned.report.warnings.push(
-            "there is no identity at hand: the restore itself needs encryption.identity or --identity FILE"
+            "there is no identity at hand: the restore itself needs encryption.identity or --identity FILE, and what is in the point was not looked at"
                 .to_owned(),
         );
+        if let Some(target) = &request.target {
+            let (context, _scratch) = context(session, &request.source, planned.commit.run)?;
+            restorer(session, &request.source, &planned.commit.kind)?
+                .examine(&context, target, &request.options)
+                .await?;
+        }
     } else {
-        use base64::Engine as _;
-        let generation = &planned.commit.generation;
-        let wrap = base64::engine::general_purpose::STANDARD
-            .decode(&generation.wrap)
-            .ok();
-        keys.open(&planned.repository, generation.id, wrap.as_deref())
-            .await?;
-    }
-    if let Some(target) = &request.target {
-        let (context, _scratch) = context(session, &request.source, planned.commit.run)?;
-        restorer(session, &request.source, &planned.commit.kind)?
-            .examine(&context, target, &request.options)
-            .await?;
+        ready(session, request, &mut planned).await?;
     }
     Ok(planned.report)
 }
@@ -99,41 +102,40 @@ pub async fn plan(session: &Session, request: &Request) -> Result<RestoreReport>
 /// As [`plan`]; damaged or missing objects; the target.
 pub async fn restore(session: &Session, request: &Request) -> Result<RestoreReport> {
     let begun = session.world.clock.since_boot();
-    let Planned {
-        repository,
-        commit,
-        mut report,
-    } = planned(session, request).await?;
     let target = request
         .target
         .as_ref()
         .ok_or_else(|| Error::usage("--to is missing"))?;
-    let restorer = restorer(session, &request.source, &commit.kind)?;
-    let (context, scratch) = context(session, &request.source, commit.run)?;
-    let mut keys = session.key_ring()?;
-    if keys.is_empty() {
-        return Err(
-            Error::new(Kind::NoIdentity, "there is no identity to read the backups with")
-                .hint("Set encryption.identity in the policy, or give --identity FILE."),
-        );
-    }
-    restorer.examine(&context, target, &request.options).await?;
-    session.progress.phase(
-        &format!("restoring {}", request.source),
-        Some(commit.bytes.content),
-    );
-    let point = OpenPoint::open(&repository, &request.source, &commit, &mut keys).await?;
+    require_identity(session)?;
+    let mut planned = planned(session, request).await?;
+    let Ready {
+        point,
+        restorer,
+        context,
+        _scratch,
+    } = ready(session, request, &mut planned).await?;
+    let mut report = planned.report;
+    session
+        .progress
+        .phase(&format!("restoring {}", request.source), Some(report.bytes));
     let mut content = point.content()?;
     let restored = tokio::select! {
         biased;
         () = session.cancel.cancelled() => Err(Error::new(Kind::Interrupted, "interrupted")
-            .hint("The target is marked as incomplete; the same command resumes it.")),
+            .hint(format!(
+                "What was written is marked as incomplete: the same restore, with --at-point {}, starts it over.",
+                planned.commit.run
+            ))),
         restored = restorer.restore(&context, &mut content, target, &request.options) => restored,
     }?;
-    drop(scratch);
     report.bytes = restored.bytes;
     report.differences = restored.differences;
-    report.warnings.extend(restored.warnings);
+    for warning in restored.warnings {
+        if !report.warnings.contains(&warning) {
+            report.warnings.push(warning);
+        }
+    }
+    report.next_steps = restored.next_steps;
     report.seconds = session
         .world
         .clock
@@ -142,6 +144,55 @@ pub async fn restore(session: &Session, request: &Request) -> Result<RestoreRepo
         .as_secs_f64();
     report.dry_run = false;
     Ok(report)
+}
+
+/// Opens the point with every key that it takes, and looks at the target with what the point holds in mind. Nothing is
+/// written.
+async fn ready(session: &Session, request: &Request, planned: &mut Planned) -> Result<Ready> {
+    let Planned {
+        repository,
+        commit,
+        report,
+    } = planned;
+    let restorer = restorer(session, &request.source, &commit.kind)?;
+    let (context, scratch) = context(session, &request.source, commit.run)?;
+    // What needs no reading of the point is told first.
+    if let Some(target) = &request.target {
+        restorer.examine(&context, target, &request.options).await?;
+    }
+    let mut keys = session.key_ring()?;
+    let point = OpenPoint::open(repository, &request.source, commit, &mut keys).await?;
+    let outline = outline(&point, &*restorer).await?;
+    report.databases = restorer.parts(&outline, &request.options)?;
+    if !report.databases.is_empty() {
+        report.bytes = report.databases.iter().map(|d| d.bytes).sum();
+    }
+    if let Some(target) = &request.target {
+        let told = restorer
+            .examine_for(&context, &outline, target, &request.options)
+            .await?;
+        report.warnings.extend(told);
+    }
+    Ok(Ready {
+        point,
+        restorer,
+        context,
+        _scratch: scratch,
+    })
+}
+
+/// Refuses a restore that nothing could be read for.
+///
+/// # Errors
+/// There is no identity at hand.
+pub fn require_identity(session: &Session) -> Result<()> {
+    if session.key_ring()?.is_empty() {
+        return Err(
+            Error::new(Kind::NoIdentity, "there is no identity to read the backups with")
+                .hint("Set encryption.identity in the policy, or give --identity FILE."),
+        );
+    }
+    Ok(())
 }
 
 /// How a kind is put back.
@@ -164,11 +215,7 @@ pub fn restorer(session: &Session, source: &SourceName, kind: &str) -> Result<Bo
     }
 }
 
-fn context(
-    session: &Session,
-    source: &SourceName,
-    run: RunId,
-) -> Result<(Context, Option<crate::state::Scratch>)> {
+fn context(session: &Session, source: &SourceName, run: RunId) -> Result<(Context, Scratch)> {
     // A restore on a rescue host has no state directory of its own, or not one for this user: the system's temporary
     // directory serves.
     let id = RunId::new(session.world.ulid()?);
@@ -183,10 +230,16 @@ fn context(
         cancel: session.cancel.clone(),
         progress: session.progress.clone(),
     };
-    Ok((context, Some(scratch)))
+    Ok((context, scratch))
 }
 
 async fn planned(session: &Session, request: &Request) -> Result<Planned> {
+    if request.options.reuse {
+        return Err(Error::usage(
+            "--reuse is for physical restores, which are not built yet: dumps and snapshots are restored to what is new or empty",
+        )
+        .hint("Leave --reuse out, and give a new or empty target."));
+    }
     let repository = session.open(Role::Writer).await?;
     let source = &request.source;
     refuse_own_directories(session, request)?;
@@ -244,9 +297,17 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         warnings.push(format!("point {run} is nearer and is passed over: {reason}"));
     }
     warnings.extend(nearer_expired(&catalog, goal, Some(plan.at)));
+    let commit = catalog.points[&plan.run].commit.clone();
+    let age = age(&commit, now);
+    let latest = goal == Goal::Latest;
+    // Nothing newer can be had: there is no gap to refuse, only an age to tell.
+    let (requested, gap) = if latest {
+        (Some(commit.at + age), age)
+    } else {
+        (requested, plan.gap)
+    };
     check_gap(session, request, &plan)
         .map_err(|e| with_hint(e, nearer_expired(&catalog, goal, Some(plan.at))))?;
-    let commit = catalog.points[&plan.run].commit.clone();
     let offset = commit.clocks.source_minus_store_ms();
     if offset.abs() > 1000 {
         warnings.push(format!(
@@ -257,7 +318,9 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         source: source.clone(),
         requested,
         restored_to: plan.at,
-        gap_seconds: plan.gap.num_milliseconds() as f64 / 1000.0,
+        gap_seconds: seconds(gap),
+        age_seconds: seconds(age),
+        latest,
         precision: "point",
         run: plan.run,
         log_from: None,
@@ -266,8 +329,10 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         seconds: 0.0,
         target: request.target.as_ref().map(describe_target),
         dry_run: true,
+        databases: Vec::new(),
         differences: Vec::new(),
         warnings,
+        next_steps: Vec::new(),
         drilled: None,
         error: None,
     };
@@ -276,6 +341,16 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         commit,
         report,
     })
+}
+
+fn seconds(span: TimeDelta) -> f64 {
+    span.num_milliseconds() as f64 / 1000.0
+}
+
+/// How long ago the point's instant was, by the source's clock as it was read beside the host's.
+fn age(commit: &Commit, now: DateTime<Utc>) -> TimeDelta {
+    let here = now + (commit.clocks.source - commit.clocks.host);
+    (here - commit.at).max(TimeDelta::zero())
 }
 
 /// Neither the repository nor what is backed up is a place to restore to.
@@ -462,58 +537,6 @@ fn with_hint(error: Error, more: Option<String>) -> Error {
         (Some(more), Some(hint)) => error.hint(format!("{hint} Or: {more}.")),
         _ => error,
     }
-}
-
-/// Exactly, so that it can be given back to `--at`.
-fn stamp(instant: DateTime<Utc>) -> String {
-    instant.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
-}
-
-fn check_gap(session: &Session, request: &Request, plan: &Plan) -> Result<()> {
-    if request.gap_accepted || plan.gap <= TimeDelta::zero() {
-        return Ok(());
-    }
-    let Some(limit) = request.max_gap.or_else(|| usual_gap(session, &request.source)) else {
-        return Ok(());
-    };
-    let limit = TimeDelta::from_std(limit).unwrap_or(TimeDelta::MAX);
-    if plan.gap <= limit {
-        return Ok(());
-    }
-    let rule = match (request.max_gap, session.policy.sources.get(&request.source)) {
-        (Some(_), _) => "that --max-gap allows",
-        (None, Some(source)) if source.objective.rpo.is_some() => "of the source's objective (rpo)",
-        _ => "of twice its schedule's interval",
-    };
-    Err(Error::new(
-        Kind::Unreachable,
-        format!(
-            "the nearest recovery point of {} is {} before the instant asked for, more than the {} {rule}",
-            request.source,
-            in_words(plan.gap),
-            in_words(limit)
-        ),
-    )
-    .hint(format!(
-        "The nearest that can be restored is {} (point {}): accept the gap with --max-gap {} or --yes.",
-        stamp(plan.at),
-        plan.run,
-        in_words(plan.gap + TimeDelta::seconds(1)).replace(' ', "")
-    )))
-}
-
-/// `objective.rpo`, else twice the schedule's interval; none without either.
-fn usual_gap(session: &Session, source: &SourceName) -> Option<Duration> {
-    let policy = session.policy.sources.get(source)?;
-    policy.objective.rpo.or_else(|| {
-        let schedule = Schedule::parse(policy.schedule.as_deref()?, policy.timezone).ok()?;
-        schedule.usual_interval(session.world.clock.now()).map(|d| d * 2)
-    })
-}
-
-fn in_words(gap: TimeDelta) -> String {
-    let seconds = gap.num_seconds().unsigned_abs();
-    humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
 /// A target for people: never with a password.

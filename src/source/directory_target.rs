@@ -300,7 +300,7 @@ async fn off_the_runtime<T: Send + 'static>(
 /// The error of a cancelled restore.
 fn interrupted() -> Error {
     Error::new(crate::error::Kind::Interrupted, "the restore was interrupted")
-        .hint("The same command goes on with it.")
+        .hint("What was written is marked as incomplete: the same command starts it over.")
 }
 
 /// Whether an interrupted run of this same restore may go on in the directory.
@@ -382,8 +382,8 @@ fn check_marker(context: &Context, path: &Path) -> Result<()> {
         marker.started.format("%Y-%m-%dT%H:%M:%SZ")
     ))
     .hint(format!(
-        "Go on with that one: --at-point {}. Or remove the directory, or give another one.",
-        marker.run
+        "Start that one over with `backup restore {} --at-point {} --to …`; or remove the directory, or give another one.",
+        marker.source, marker.run
     )))
 }
 

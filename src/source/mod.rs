@@ -5,6 +5,7 @@ pub(crate) mod directory_target;
 pub mod pocketbase;
 pub mod postgres;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -168,8 +169,43 @@ pub struct RestoreOptions {
     pub only_database: Option<String>,
     /// Only this table.
     pub only_table: Option<String>,
-    /// Reuse what is in the target.
+    /// Reuse what is in the target: for physical restores, which are not built yet.
     pub reuse: bool,
+}
+
+/// How much of a unit a restorer wants to know before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing.
+    Nothing,
+    /// Its size.
+    Size,
+    /// Its content, which is small.
+    Content,
+}
+
+/// A point's units, as far as they were wanted: what can be told of it without reading all of it.
+#[derive(Clone, Debug, Default)]
+pub struct Outline {
+    /// Bytes, by the unit's name.
+    pub sizes: BTreeMap<String, u64>,
+    /// Content, by the unit's name.
+    pub documents: BTreeMap<String, Bytes>,
+}
+
+/// One thing in a point that can be restored alone: a database.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// Bytes in the point.
+    pub bytes: u64,
+    /// Tables in it.
+    pub tables: u64,
+    /// Their rows, as far as they are in the point.
+    pub rows: u64,
+    /// The instant of its own snapshot.
+    pub at: DateTime<Utc>,
 }
 
 /// What a restore did.
@@ -181,6 +217,8 @@ pub struct Restored {
     pub differences: Vec<String>,
     /// Things the operator should know.
     pub warnings: Vec<String>,
+    /// What is left to do with the result, commands that work when pasted.
+    pub next_steps: Vec<String>,
 }
 
 /// A protected thing.
@@ -204,6 +242,31 @@ pub trait Restorer: Send + Sync {
     /// # Errors
     /// A refusal ([`crate::error::Kind::Usage`]) or a target that can not be reached.
     async fn examine(&self, context: &Context, target: &Target, options: &RestoreOptions) -> Result<()>;
+    /// How much of a unit is wanted in the [`Outline`] for the two below.
+    fn wants(&self, _unit: &UnitName) -> Wanted {
+        Wanted::Nothing
+    }
+    /// The parts of a point that the options choose; none where it is one thing.
+    ///
+    /// # Errors
+    /// What the options name is not in the point ([`crate::error::Kind::Usage`]), or the outline is damaged.
+    fn parts(&self, _outline: &Outline, _options: &RestoreOptions) -> Result<Vec<Part>> {
+        Ok(Vec::new())
+    }
+    /// As [`Restorer::examine`], with what is known of the point: everything that would end the restore later, and can
+    /// be told now, does. Gives what the operator should know.
+    ///
+    /// # Errors
+    /// As [`Restorer::examine`].
+    async fn examine_for(
+        &self,
+        _context: &Context,
+        _outline: &Outline,
+        _target: &Target,
+        _options: &RestoreOptions,
+    ) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
     /// Writes the point to the target, and compares the facts.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use lifeboat::progress::Silent;
 use lifeboat::secret::SecretText;
 use lifeboat::source::postgres::{LogicalRestorer, PostgresSource};
 use lifeboat::source::{
-    Captured, Context, PointContent, RestoreOptions, Restored, RestoredUnit, Restorer as _, Source as _,
-    Target,
+    Captured, Context, Outline, PointContent, RestoreOptions, Restored, RestoredUnit, Restorer as _,
+    Source as _, Target, Wanted,
 };
 use lifeboat::types::RunId;
 use tokio::io::AsyncReadExt as _;
@@ -36,6 +36,18 @@ impl Point {
     }
     pub fn json(&self, name: &str) -> serde_json::Value {
         serde_json::from_slice(self.unit(name)).unwrap()
+    }
+    /// What a job finds out about it before it restores.
+    pub fn outline(&self, restorer: &LogicalRestorer) -> Outline {
+        let mut outline = Outline::default();
+        for (unit, bytes) in &self.units {
+            let name = unit.name.to_string();
+            if restorer.wants(&unit.name) == Wanted::Content {
+                outline.documents.insert(name.clone(), bytes.clone());
+            }
+            outline.sizes.insert(name, unit.size);
+        }
+        outline
     }
     /// The content, to be read once. `damage` is the unit (by its place) that breaks half way.
     pub fn content(&self, damage: Option<usize>) -> Memory {
@@ -188,6 +200,9 @@ pub async fn restore_with(
     context.run = point.run;
     let restorer = LogicalRestorer::new().with_client_dir(Some(server.client_dir()));
     restorer.examine(&context, &to, &options).await?;
+    let outline = point.outline(&restorer);
+    restorer.parts(&outline, &options)?;
+    restorer.examine_for(&context, &outline, &to, &options).await?;
     restorer
         .restore(&context, &mut point.content(damage), &to, &options)
         .await

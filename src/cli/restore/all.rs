@@ -16,7 +16,7 @@ use crate::jobs::Session;
 use crate::jobs::report::{Failure, RestoreReport};
 use crate::jobs::restore::{Aim, Request};
 use crate::source::Target;
-use crate::types::SourceName;
+use crate::types::{RunId, SourceName};
 use crate::when::When;
 
 /// The document of `--all`.
@@ -33,14 +33,64 @@ enum Part {
     /// Planned, and carried out unless it was a dry run; its `error` says how far it came.
     Planned(Box<RestoreReport>),
     /// There is no plan.
-    Refused { source: SourceName, error: Failure },
+    Refused(Box<Refused>),
+}
+
+/// A source without a plan: every field of one that has a plan, empty.
+#[derive(Serialize)]
+struct Refused {
+    source: SourceName,
+    requested: Option<DateTime<Utc>>,
+    restored_to: Option<DateTime<Utc>>,
+    gap_seconds: Option<f64>,
+    age_seconds: Option<f64>,
+    precision: Option<&'static str>,
+    run: Option<RunId>,
+    log_from: Option<String>,
+    log_to: Option<String>,
+    bytes: Option<u64>,
+    seconds: Option<f64>,
+    target: Option<String>,
+    dry_run: bool,
+    databases: Vec<()>,
+    differences: Vec<()>,
+    warnings: Vec<()>,
+    next_steps: Vec<()>,
+    drilled: Option<()>,
+    error: Failure,
+}
+
+impl Refused {
+    fn new(request: Request, requested: DateTime<Utc>, dry_run: bool, error: Failure) -> Self {
+        Self {
+            source: request.source,
+            requested: Some(requested),
+            restored_to: None,
+            gap_seconds: None,
+            age_seconds: None,
+            precision: None,
+            run: None,
+            log_from: None,
+            log_to: None,
+            bytes: None,
+            seconds: None,
+            target: request.target.as_ref().map(jobs::restore::describe_target),
+            dry_run,
+            databases: Vec::new(),
+            differences: Vec::new(),
+            warnings: Vec::new(),
+            next_steps: Vec::new(),
+            drilled: None,
+            error,
+        }
+    }
 }
 
 /// Plans every source before anything is written, then restores one after the other.
 pub async fn all(surroundings: &Surroundings, session: &Session, args: &RestoreArgs) -> Result<u8> {
     if args.no_recover {
         return Err(Error::usage(
-            "--no-recover is for one physical source, not for --all",
+            "--no-recover is for one physical source, which is not built yet, and not for --all",
         ));
     }
     let sources = sources(surroundings, session).await?;
@@ -48,27 +98,23 @@ pub async fn all(surroundings: &Surroundings, session: &Session, args: &RestoreA
     if let AllTargets::Below(root) = &targets {
         refuse_strangers(root, &sources)?;
     }
-    let instant = match super::aim(surroundings, session, args)? {
-        Aim::When(When::At(instant)) => instant,
-        // One instant for all, so the gap of each is honest.
-        _ => session.world.clock.now(),
+    if !args.dry_run {
+        jobs::restore::require_identity(session)?;
+    }
+    let (aim, instant) = match super::aim(surroundings, session, args)? {
+        Aim::When(When::At(instant)) => (Aim::StoreInstant(instant), instant),
+        // The newest of each, however old: there is nothing nearer.
+        latest => (latest, session.world.clock.now()),
     };
-    let requests = requests(args, &sources, &targets, instant);
+    let requests = requests(args, &sources, &targets, &aim);
     let planned = plan_each(surroundings, session, requests).await?;
     let mut parts = Vec::new();
     let mut codes = Vec::new();
-    if !args.dry_run && planned.iter().any(|(_, plan)| plan.is_ok()) {
-        super::confirm_reuse(surroundings, args).await?;
-    }
     for (request, plan) in planned {
         let (part, code) = match plan {
             Err(e) => {
-                let error = Failure::from(&e);
-                let part = Part::Refused {
-                    source: request.source,
-                    error,
-                };
-                (part, e.kind().exit_code())
+                let refused = Refused::new(request, instant, args.dry_run, Failure::from(&e));
+                (Part::Refused(Box::new(refused)), e.kind().exit_code())
             }
             Ok(plan) if args.dry_run => (Part::Planned(Box::new(plan)), 0),
             Ok(plan) => carry_out(session, request, plan).await,
@@ -132,17 +178,12 @@ fn refuse_strangers(root: &Path, sources: &[SourceName]) -> Result<()> {
     Ok(())
 }
 
-fn requests(
-    args: &RestoreArgs,
-    sources: &[SourceName],
-    targets: &AllTargets,
-    instant: DateTime<Utc>,
-) -> Vec<Request> {
+fn requests(args: &RestoreArgs, sources: &[SourceName], targets: &AllTargets, aim: &Aim) -> Vec<Request> {
     sources
         .iter()
         .map(|source| Request {
             source: source.clone(),
-            aim: Aim::StoreInstant(instant),
+            aim: aim.clone(),
             target: match targets {
                 AllTargets::None => None,
                 AllTargets::Below(root) => Some(Target::Directory(root.join(source.as_str()))),
@@ -165,7 +206,7 @@ async fn plan_each(
     requests: Vec<Request>,
 ) -> Result<Planned> {
     let mut planned = Vec::new();
-    let mut refused: Option<Error> = None;
+    let mut refused: Vec<Error> = Vec::new();
     for mut request in requests {
         let plan = match surroundings.reading(jobs::restore::plan(session, &request)).await {
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
@@ -177,10 +218,7 @@ async fn plan_each(
                     Ok(plan) => {
                         show::plan(surroundings, session, &plan);
                         if !surroundings.printer.can_ask() || !asked(surroundings, &e).await? {
-                            surroundings
-                                .printer
-                                .failure(request.source.as_str(), &Failure::from(&e));
-                            refused.get_or_insert(e);
+                            refused.push(e);
                         }
                         planned.push((request, Ok(plan)));
                         continue;
@@ -194,10 +232,30 @@ async fn plan_each(
         }
         planned.push((request, plan));
     }
-    match refused {
-        Some(e) => Err(e.while_doing("nothing was restored")),
+    match all_refused(refused) {
+        Some(e) => Err(e),
         None => Ok(planned),
     }
+}
+
+/// What nobody accepted, told once.
+fn all_refused(refused: Vec<Error>) -> Option<Error> {
+    if refused.len() < 2 {
+        return refused
+            .into_iter()
+            .next()
+            .map(|e| e.while_doing("nothing was restored"));
+    }
+    let messages: Vec<&str> = refused.iter().map(Error::message).collect();
+    let hints: Vec<&str> = refused.iter().filter_map(Error::hint_text).collect();
+    let error = Error::new(
+        Kind::Unreachable,
+        format!("nothing was restored: {}", messages.join("; ")),
+    );
+    Some(error.hint(format!(
+        "{} Or accept all of it with --yes, or take the newest of each with --at latest.",
+        hints.join(" ")
+    )))
 }
 
 async fn asked(surroundings: &Surroundings, error: &Error) -> Result<bool> {
@@ -240,7 +298,7 @@ fn tell(surroundings: &Surroundings, part: &Part) {
     match part {
         Part::Planned(report) if report.dry_run => {}
         Part::Planned(report) => show::warnings(surroundings, report, &[]),
-        Part::Refused { source, error } => surroundings.printer.failure(source.as_str(), error),
+        Part::Refused(r) => surroundings.printer.failure(r.source.as_str(), &r.error),
     }
 }
 
@@ -250,7 +308,7 @@ fn text(report: &AllReport) -> String {
         .iter()
         .map(|part| match part {
             Part::Planned(report) => show::result(report),
-            Part::Refused { source, .. } => format!("{source} can NOT be restored\n"),
+            Part::Refused(r) => format!("{} can NOT be restored\n", r.source),
         })
         .collect()
 }

@@ -4,7 +4,7 @@ mod all;
 mod show;
 
 use super::args::RestoreArgs;
-use super::ask::{self, confirm};
+use super::ask;
 use super::{Extra, Surroundings, load, target};
 use crate::error::{Error, Kind, Result};
 use crate::jobs;
@@ -45,7 +45,7 @@ fn session(surroundings: &Surroundings, args: &RestoreArgs) -> Result<Session> {
 fn refuse_missing_target(args: &RestoreArgs) -> Result<()> {
     if args.to.is_empty() && !args.dry_run {
         return Err(Error::usage("--to is missing").hint(
-            "Say where to restore to: a new directory, a postgres:// URL or an s3:// URL; only --dry-run goes without.",
+            "Say where to restore to: a new directory or a postgres:// URL; only --dry-run goes without.",
         ));
     }
     if args.source.is_some() && args.to.len() > 1 {
@@ -71,7 +71,10 @@ fn refuse_unsuitable(args: &RestoreArgs, source: &SourceName, policy: &Policy) -
             _ => "dumps",
         };
         return Err(
-            Error::usage(format!("{option}: {source} keeps {keeps}, not a log")).hint(
+            Error::usage(format!(
+                "{option} is for physical sources, which are not built yet: {source} keeps {keeps}, not a log"
+            ))
+            .hint(
                 "Use --at WHEN for the newest point at or before an instant, or --at-point RUN for one of `backup list`.",
             ),
         );
@@ -129,9 +132,12 @@ async fn one(
     source: &SourceName,
 ) -> Result<u8> {
     let target = match args.to.first() {
-        Some(text) => Some(target::parse(text, &surroundings.lookup)?),
+        Some(text) => Some(target::parse_one(text, source, &surroundings.lookup)?),
         None => None,
     };
+    if !args.dry_run {
+        jobs::restore::require_identity(session)?;
+    }
     let mut request = Request {
         source: source.clone(),
         aim: aim(surroundings, session, args)?,
@@ -150,7 +156,6 @@ async fn one(
         surroundings.printer.result(&plan, || show::result(&plan))?;
         return Ok(0);
     }
-    confirm_reuse(surroundings, args).await?;
     let report = carry_out(session, request, plan).await?;
     surroundings.printer.bars().finish();
     show::warnings(surroundings, &report, &told);
@@ -195,13 +200,6 @@ async fn accept(
     Ok(plan)
 }
 
-async fn confirm_reuse(surroundings: &Surroundings, args: &RestoreArgs) -> Result<()> {
-    if args.reuse {
-        confirm(surroundings, args.yes, "--reuse changes what is in the target").await?;
-    }
-    Ok(())
-}
-
 /// Restores the very point that was shown, whatever has been committed since.
 async fn carry_out(session: &Session, request: Request, plan: RestoreReport) -> Result<RestoreReport> {
     let pinned = Request {
@@ -212,6 +210,8 @@ async fn carry_out(session: &Session, request: Request, plan: RestoreReport) -> 
     let mut report = jobs::restore::restore(session, &pinned).await?;
     report.requested = plan.requested;
     report.gap_seconds = plan.gap_seconds;
+    report.age_seconds = plan.age_seconds;
+    report.latest = plan.latest;
     for warning in plan.warnings {
         if !report.warnings.contains(&warning) {
             report.warnings.push(warning);

@@ -1,9 +1,10 @@
 //! What a restore shows: the plan before, the result after.
 
-use crate::cli::text::{clean, rfc3339, size, span};
+use crate::cli::text::{clean, count, rfc3339, size, span};
 use crate::cli::{Surroundings, load};
 use crate::jobs::Session;
 use crate::jobs::report::RestoreReport;
+use crate::source::Part;
 
 /// The plan, on standard error: what the operator gets, and the gap.
 pub fn plan(surroundings: &Surroundings, session: &Session, plan: &RestoreReport) {
@@ -17,7 +18,11 @@ pub fn plan(surroundings: &Surroundings, session: &Session, plan: &RestoreReport
     printer.tell(&format!("{}: {} ({precision})", plan.source, plan.precision));
     printer.tell(&format!("  point  {}", plan.run));
     printer.tell(&format!("  as of  {}", load::echo(plan.restored_to, zone)));
-    if let Some(requested) = plan.requested {
+    printer.tell(&format!(
+        "  age    {}: what changed since is not in it",
+        span(plan.age_seconds)
+    ));
+    if let Some(requested) = plan.requested.filter(|_| !plan.latest) {
         printer.tell(&format!(
             "  gap    {} before {}: what changed in between is not in it",
             span(plan.gap_seconds),
@@ -25,12 +30,27 @@ pub fn plan(surroundings: &Surroundings, session: &Session, plan: &RestoreReport
         ));
     }
     printer.tell(&format!("  size   {}", size(plan.bytes)));
+    for database in &plan.databases {
+        printer.tell(&format!("  holds  {}", part(database)));
+    }
     if let Some(target) = &plan.target {
         printer.tell(&format!("  to     {target}"));
     }
     for warning in &plan.warnings {
         printer.warning(&format!("{}: {warning}", plan.source));
     }
+}
+
+/// A database of a point.
+pub fn part(part: &Part) -> String {
+    format!(
+        "database {:?}: {}, {}, {}, of {}",
+        part.name,
+        size(part.bytes),
+        count(part.tables, "table"),
+        count(part.rows, "row"),
+        rfc3339(part.at)
+    )
 }
 
 /// What went wrong, and what was not known when the plan was shown.
@@ -57,17 +77,24 @@ pub fn result(report: &RestoreReport) -> String {
         );
     }
     let target = report.target.as_deref().map(clean).unwrap_or_default();
-    if report.error.is_some() {
+    if !report.differences.is_empty() {
         return format!(
             "{} was NOT restored as it was recorded ({target})\n",
             report.source
         );
     }
-    format!(
+    if report.error.is_some() {
+        return format!("{} was NOT restored ({target}): see its error\n", report.source);
+    }
+    let mut text = format!(
         "{} is restored to its state of {at} in {target} (point {}, {}, {})\n",
         report.source,
         report.run,
         size(report.bytes),
         span(report.seconds)
-    )
+    );
+    for step in &report.next_steps {
+        text += &format!("next: {}\n", clean(step));
+    }
+    text
 }

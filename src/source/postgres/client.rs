@@ -19,6 +19,8 @@ use crate::error::{Context as _, Error, Result};
 
 /// Names a directory with client programs, for restores without a policy.
 pub(crate) const CLIENT_DIR_VARIABLE: &str = "LIFEBOAT_PG_BIN";
+/// pg_read_all_data does not reach large objects: each has an owner and privileges of its own.
+pub(crate) const LARGE_OBJECT_HINT: &str = "Let a superuser run `ALTER ROLE name SET lo_compat_privileges = on` for the role of the backup, or GRANT SELECT ON LARGE OBJECT for each; or use the owner of the large objects, a member of it, or a superuser.";
 const PROGRAMS: [&str; 3] = ["pg_dump", "pg_dumpall", "pg_restore"];
 /// `--version` answers at once or not at all.
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
@@ -337,6 +339,7 @@ fn hint(name: &str, told: &str) -> Option<&'static str> {
         return Some("Restore as a superuser, or as a member of the roles that own the objects.");
     }
     let table = [
+        ("permission denied for large object", LARGE_OBJECT_HINT),
         (
             "server version mismatch",
             "Install the client programs of the server's version, or set client_dir.",

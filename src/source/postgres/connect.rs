@@ -198,7 +198,7 @@ impl Address {
             let (what, hint) = if *code == SqlState::INVALID_PASSWORD {
                 (
                     format!("the password for {} was refused", self.shown()),
-                    "Correct the password in the URL's secret.",
+                    "Correct the password where it comes from: the URL's secret, or PGPASSWORD for a --to without one.",
                 )
             } else if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
                 (

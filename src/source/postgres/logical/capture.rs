@@ -460,14 +460,11 @@ impl Capture for LogicalCapture {
         });
         self.warnings
             .extend(nowhere.map(|p| format!("exclude: {p:?} matches no table")));
-        // Restoring to `at` must never give anything later than it: the last snapshot decides.
-        let at = self
-            .cluster
-            .databases
-            .iter()
-            .map(|d| d.snapshot_at)
-            .max()
-            .unwrap_or(self.clocks.source);
+        // Restoring to `at` must never give anything later than it: the last snapshot decides. How much older the
+        // first one is stands in the facts: no server shares a snapshot between databases.
+        let snapshots = || self.cluster.databases.iter().map(|d| d.snapshot_at);
+        let at = snapshots().max().unwrap_or(self.clocks.source);
+        let spread = at - snapshots().min().unwrap_or(at);
         Ok(Captured {
             at,
             source_clock: self.clocks.source,
@@ -481,6 +478,7 @@ impl Capture for LogicalCapture {
                 "lsn": self.cluster.lsn,
                 "standby": self.cluster.standby,
                 "databases": self.cluster.databases.len(),
+                "snapshot_spread_ms": spread.num_microseconds().unwrap_or(i64::MAX).max(0).unsigned_abs().div_ceil(1000),
             }),
             warnings: std::mem::take(&mut self.warnings),
         })

@@ -2,10 +2,13 @@
 
 mod capture;
 mod check;
+mod choice;
 mod compare;
+mod files;
 mod inspect;
 mod prepare;
 mod restore;
+mod roles;
 
 use std::path::PathBuf;
 use std::time::Duration;

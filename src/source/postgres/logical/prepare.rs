@@ -1,18 +1,13 @@
-//! Making a target ready for a dump: is it absent, empty, or ours from before; missing roles; the database; the marker.
-//!
-//! Roles: those that own or are granted something in the restored databases, and the groups they are in, are created as
-//! they were when they are missing and the user may create roles. A role that is there is never altered. The statements
-//! are made from the recorded roles, not from the text of `globals.sql`.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! Making a target ready for a dump: is it absent, empty, or ours from before; the database; the marker.
 
 use serde::{Deserialize, Serialize};
 
+use super::roles::setting;
 use crate::error::{Error, Result};
 use crate::source::Context;
 use crate::source::postgres::connect::{Address, Session, value};
-use crate::source::postgres::facts::{Cluster, Database, MARKER_SCHEMA, Role};
-use crate::source::postgres::quote::{ident, literal, name_list};
+use crate::source::postgres::facts::{Database, MARKER_SCHEMA};
+use crate::source::postgres::quote::{ident, literal};
 
 /// How many things in the way are named.
 const NAMED_IN_THE_WAY: usize = 5;
@@ -101,7 +96,10 @@ async fn state_of(context: &Context, session: &Session, name: &str) -> Result<St
             "database {name:?} holds an incomplete restore of another point: {} of source {}",
             marker.run, marker.source
         ))
-        .hint(hint));
+        .hint(format!(
+            "Start that one over with `backup restore {} --at-point {} --to …`; or drop the database, or give another target.",
+            marker.source, marker.run
+        )));
     }
     let found = in_the_way(session).await?;
     if found.is_empty() {
@@ -153,171 +151,6 @@ async fn in_the_way(session: &Session) -> Result<Vec<String>> {
     let named =
         |row: &tokio_postgres::Row| Ok(format!("{} {:?}", value::<&str>(row, 0)?, value::<&str>(row, 1)?));
     rows.iter().map(named).collect()
-}
-
-/// Creates the roles that the databases need and the server lacks.
-///
-/// # Errors
-/// The user may not create roles: names the missing ones.
-pub(super) async fn roles(
-    server: &Session,
-    version: u32,
-    cluster: &Cluster,
-    databases: &[&Database],
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let rows = server
-        .rows(
-            "list the roles",
-            "SELECT rolname::text FROM pg_catalog.pg_roles",
-            &[],
-        )
-        .await?;
-    let existing: Result<BTreeSet<String>> = rows.iter().map(|row| value(row, 0)).collect();
-    let missing = missing_roles(cluster, databases, &existing?);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let named = missing
-        .iter()
-        .map(|n| format!("{n:?}"))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let sql = "SELECT rolsuper OR rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user";
-    let may: bool = value(&server.row("ask for privileges", sql, &[]).await?, 0)?;
-    if !may {
-        return Err(Error::usage(format!(
-            "the server lacks roles that the dump needs, and the user may not create roles: {named}"
-        ))
-        .hint("Create them first (globals.sql in a restore to a directory has the statements), or restore as a superuser."));
-    }
-    let by_name: BTreeMap<&str, &Role> = cluster.roles.iter().map(|r| (r.name.as_str(), r)).collect();
-    let mut statements = Vec::new();
-    for name in &missing {
-        let role = by_name.get(name.as_str()).ok_or_else(|| {
-            Error::failed(format!(
-                "the server lacks the role {name:?}, and the backup does not describe it"
-            ))
-            .hint("Create the role first.")
-        })?;
-        statements.extend(create_role(role));
-        if role.login && role.password.is_none() {
-            warnings.push(format!("role {name:?} was created without a password"));
-        }
-    }
-    for m in cluster.memberships.iter().filter(|m| missing.contains(&m.member)) {
-        let mut sql = format!("GRANT {} TO {}", ident(&m.group), ident(&m.member));
-        match (version >= 160_000, m.inherit, m.set) {
-            (true, Some(inherit), Some(set)) => {
-                sql.push_str(&format!(" WITH ADMIN {}, INHERIT {inherit}, SET {set}", m.admin));
-            }
-            _ if m.admin => sql.push_str(" WITH ADMIN OPTION"),
-            _ => {}
-        }
-        statements.push(sql);
-    }
-    // As one transaction: all of them or none.
-    server
-        .run(
-            &format!("create the missing roles {named}"),
-            &statements.join(";\n"),
-        )
-        .await
-        .map_err(|e| e.hint("Create them first, or restore as a superuser."))?;
-    warnings.push(format!("created the missing roles {named}"));
-    Ok(())
-}
-
-/// Needed and not there, with the groups that they are in.
-fn missing_roles(
-    cluster: &Cluster,
-    databases: &[&Database],
-    existing: &BTreeSet<String>,
-) -> BTreeSet<String> {
-    let mut missing = BTreeSet::new();
-    let mut queue: Vec<&str> = Vec::new();
-    for database in databases {
-        queue.extend(database.roles.iter().map(String::as_str));
-        queue.push(&database.owner);
-        queue.extend(database.grants.iter().flatten().filter_map(|g| g.role.as_deref()));
-        queue.extend(database.settings.iter().filter_map(|s| s.role.as_deref()));
-    }
-    while let Some(name) = queue.pop() {
-        if !existing.contains(name) && missing.insert(name.to_owned()) {
-            queue.extend(
-                cluster
-                    .memberships
-                    .iter()
-                    .filter(|m| m.member == name)
-                    .map(|m| m.group.as_str()),
-            );
-        }
-    }
-    missing
-}
-
-fn create_role(role: &Role) -> Vec<String> {
-    let name = ident(&role.name);
-    let mut sql = format!("CREATE ROLE {name} WITH");
-    let options = [
-        (role.superuser, "SUPERUSER", "NOSUPERUSER"),
-        (role.inherit, "INHERIT", "NOINHERIT"),
-        (role.create_role, "CREATEROLE", "NOCREATEROLE"),
-        (role.create_database, "CREATEDB", "NOCREATEDB"),
-        (role.login, "LOGIN", "NOLOGIN"),
-    ];
-    for (on, yes, no) in options {
-        sql.push(' ');
-        sql.push_str(if on { yes } else { no });
-    }
-    // Only superusers may so much as deny these two.
-    for (on, yes) in [
-        (role.replication, " REPLICATION"),
-        (role.bypass_rls, " BYPASSRLS"),
-    ] {
-        if on {
-            sql.push_str(yes);
-        }
-    }
-    sql.push_str(&format!(" CONNECTION LIMIT {}", role.connection_limit));
-    if let Some(password) = &role.password {
-        sql.push_str(&format!(" PASSWORD {}", literal(password)));
-    }
-    if let Some(until) = &role.valid_until {
-        sql.push_str(&format!(" VALID UNTIL {}", literal(until)));
-    }
-    let mut list = vec![sql];
-    list.extend(
-        role.settings
-            .iter()
-            .filter_map(|s| setting(s).map(|set| format!("ALTER ROLE {name} SET {set}"))),
-    );
-    list
-}
-
-/// `name=value` as `name TO value`. Settings that are lists of names are given name by name, as the server wants them.
-fn setting(text: &str) -> Option<String> {
-    const LISTS: [&str; 6] = [
-        "local_preload_libraries",
-        "search_path",
-        "session_preload_libraries",
-        "shared_preload_libraries",
-        "temp_tablespaces",
-        "unix_socket_directories",
-    ];
-    let (name, value) = text.split_once('=')?;
-    let value = if LISTS.contains(&name.to_ascii_lowercase().as_str()) {
-        let items: Vec<String> = name_list(value).iter().map(|i| literal(i)).collect();
-        if items.is_empty() {
-            literal("")
-        } else {
-            items.join(", ")
-        }
-    } else {
-        literal(value)
-    };
-    let name: Vec<String> = name.split('.').map(ident).collect();
-    Some(format!("{} TO {value}", name.join(".")))
 }
 
 /// Makes the target database ready: created or emptied, and marked.
@@ -560,41 +393,4 @@ async fn empty_public(session: &Session, doing: &str) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_are_set_as_the_server_wants_them() {
-        assert_eq!(
-            setting("work_mem=4 MB").as_deref(),
-            Some("\"work_mem\" TO '4 MB'")
-        );
-        assert_eq!(
-            setting("search_path=\"$user\", public").as_deref(),
-            Some("\"search_path\" TO '$user', 'public'")
-        );
-        assert_eq!(
-            setting("my.x=a'b\\").as_deref(),
-            Some("\"my\".\"x\" TO E'a''b\\\\'")
-        );
-    }
-
-    #[test]
-    fn a_hostile_role_stays_a_name() {
-        let role = Role {
-            name: "a\"; DROP ROLE b; --".into(),
-            connection_limit: -1,
-            password: Some("x'y".into()),
-            ..Role::default()
-        };
-        assert_eq!(
-            create_role(&role),
-            [
-                "CREATE ROLE \"a\"\"; DROP ROLE b; --\" WITH NOSUPERUSER NOINHERIT NOCREATEROLE NOCREATEDB NOLOGIN CONNECTION LIMIT -1 PASSWORD 'x''y'"
-            ]
-        );
-    }
 }

@@ -11,19 +11,24 @@ use async_trait::async_trait;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::ChildStdin;
 
+use super::choice::{self, Choice, Documents};
 use super::compare::{self, Compared};
+use super::files::{read_cluster, read_document, refuse_table_to_directory, to_directory};
 use super::inspect::{self, Scope};
 use super::prepare::{self, State};
+use super::roles;
 use crate::error::{Error, Result};
 use crate::source::directory_target::DirectoryTarget;
 use crate::source::postgres::client::{self, Clients, Pipe};
 use crate::source::postgres::connect::{Address, Session, interrupted};
 use crate::source::postgres::facts::{
-    CLUSTER_UNIT, Cluster, DOCUMENT_LIMIT_BYTES, Database, DatabaseFacts, FACTS_UNIT, Facts, MARKER_SCHEMA,
-    decode,
+    CLUSTER_UNIT, Cluster, Database, DatabaseFacts, FACTS_UNIT, Facts, MARKER_SCHEMA, decode,
 };
 use crate::source::postgres::quote::{conninfo_database, ident};
-use crate::source::{Context, PointContent, RestoreOptions, Restored, RestoredUnit, Restorer, Target};
+use crate::source::{
+    Context, Outline, Part, PointContent, RestoreOptions, Restored, RestoredUnit, Restorer, Target, Wanted,
+};
+use crate::types::UnitName;
 
 /// Restores points of kind `postgres-logical`.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +71,43 @@ impl Restorer for LogicalRestorer {
         }
     }
 
+    fn wants(&self, unit: &UnitName) -> Wanted {
+        match unit.as_str() {
+            CLUSTER_UNIT | FACTS_UNIT => Wanted::Content,
+            _ => Wanted::Size,
+        }
+    }
+
+    fn parts(&self, outline: &Outline, options: &RestoreOptions) -> Result<Vec<Part>> {
+        Documents::of(outline)?.parts(outline, options)
+    }
+
+    async fn examine_for(
+        &self,
+        context: &Context,
+        outline: &Outline,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<Vec<String>> {
+        let Target::Postgres(url) = target else {
+            return Ok(Vec::new());
+        };
+        let documents = Documents::of(outline)?;
+        documents.parts(outline, options)?;
+        let address = Address::parse(url)?;
+        let client_dir = self.client_dir.as_deref();
+        let looked = Looked::at(context, &documents.cluster, &address, options, client_dir).await?;
+        if options.only_table.is_none() {
+            let mut facts = Vec::new();
+            for (database, _, _) in &looked.databases {
+                facts.push(documents.facts_of(&database.name)?);
+            }
+            choice::refuse_lacking_extensions(&looked.server, looked.version, &facts).await?;
+        }
+        looked.server.close().await;
+        Ok([looked.warnings, looked.roles.map(|r| r.notes).unwrap_or_default()].concat())
+    }
+
     async fn restore(
         &self,
         context: &Context,
@@ -93,83 +135,6 @@ fn wrong_target() -> Error {
         .hint("Give a directory, or a postgres:// URL.")
 }
 
-fn refuse_table_to_directory(options: &RestoreOptions) -> Result<()> {
-    if options.only_table.is_none() {
-        return Ok(());
-    }
-    Err(
-        Error::usage("one table can not be restored into a directory: a dump is one file").hint(
-            "Restore into a database with --only-table, or take the whole dump and use pg_restore --table.",
-        ),
-    )
-}
-
-async fn to_directory(
-    context: &Context,
-    content: &mut dyn PointContent,
-    path: &Path,
-    options: &RestoreOptions,
-) -> Result<Restored> {
-    refuse_table_to_directory(options)?;
-    let only = options.only_database.as_deref().map(super::unit_of).transpose()?;
-    // What can be refused is, before anything is written.
-    let (first, text) = read_cluster(content).await?;
-    let cluster: Cluster = decode(CLUSTER_UNIT, &text)?;
-    if let Some(name) = &options.only_database {
-        named(&cluster, name)?;
-    }
-    let mut target = DirectoryTarget::open(context, path)?;
-    let mut restored = Restored {
-        bytes: target.write_unit(&first, &mut Read(Some(text.into()))).await?,
-        ..Restored::default()
-    };
-    while let Some(unit) = content.next().await? {
-        let is_dump = unit.name.as_str().starts_with("databases/");
-        if is_dump && only.as_ref().is_some_and(|only| unit.name != *only) {
-            continue;
-        }
-        context
-            .progress
-            .phase(&format!("writing {}", unit.name), Some(unit.size));
-        restored.bytes += target.write_unit(&unit, content).await?;
-    }
-    target.finish().await?;
-    Ok(restored)
-}
-
-/// The first unit tells of the whole.
-async fn read_cluster(content: &mut dyn PointContent) -> Result<(RestoredUnit, Vec<u8>)> {
-    match content.next().await? {
-        Some(unit) if unit.name.as_str() == CLUSTER_UNIT => {
-            let text = read_document(content, &unit).await?;
-            Ok((unit, text))
-        }
-        _ => Err(Error::damaged(format!("the point has no {CLUSTER_UNIT}"))),
-    }
-}
-
-fn named<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Database> {
-    let mut databases = cluster.databases.iter();
-    databases.find(|d| d.name == name).ok_or_else(|| {
-        let there: Vec<&str> = cluster.databases.iter().map(|d| d.name.as_str()).collect();
-        Error::usage(format!("the point has no database {name:?}"))
-            .hint(format!("It has: {}. Nothing was written.", there.join(", ")))
-    })
-}
-
-/// A unit that was read already.
-struct Read(Option<bytes::Bytes>);
-
-#[async_trait]
-impl PointContent for Read {
-    async fn next(&mut self) -> Result<Option<RestoredUnit>> {
-        Ok(None)
-    }
-    async fn read(&mut self) -> Result<Option<bytes::Bytes>> {
-        Ok(self.0.take())
-    }
-}
-
 /// One database to restore.
 struct Item {
     recorded: Database,
@@ -194,6 +159,68 @@ struct Work<'a> {
     restored: Restored,
 }
 
+/// What is known of a target server before anything is written to it.
+struct Looked {
+    server: Session,
+    version: u32,
+    clients: Clients,
+    /// Each with its name in the target.
+    databases: Vec<(Database, String, State)>,
+    /// None, where one table is restored.
+    roles: Option<roles::RolePlan>,
+    warnings: Vec<String>,
+}
+
+impl Looked {
+    /// Everything that can be refused is; nothing is written.
+    async fn at(
+        context: &Context,
+        cluster: &Cluster,
+        address: &Address,
+        options: &RestoreOptions,
+        client_dir: Option<&Path>,
+    ) -> Result<Self> {
+        let Choice {
+            databases: chosen,
+            roles: wanted,
+        } = choice::choose(cluster, address, options)?;
+        let server = prepare::maintenance(address).await?;
+        let version = server.version().await?;
+        let found = client::find(client_dir).await?;
+        let clients = client::for_restore(&found, cluster.dump_major, version / 10_000)?.clone();
+        let mut warnings = Vec::new();
+        if version / 10_000 < cluster.version / 10_000 {
+            warnings.push(format!(
+                "the server is older than the one backed up ({})",
+                cluster.version_text
+            ));
+        }
+        let mut databases = Vec::new();
+        for (recorded, name) in chosen {
+            let state = prepare::examine(context, &server, address, &name).await?;
+            databases.push((recorded, name, state));
+        }
+        let roles = if options.only_table.is_none() {
+            let recorded: Vec<&Database> = databases.iter().map(|(d, _, _)| d).collect();
+            Some(roles::plan(&server, version, cluster, &recorded, wanted).await?)
+        } else {
+            warnings.push(
+                "of one table its definition and rows are restored, not its indexes, constraints, defaults from sequences, triggers, owner and privileges"
+                    .into(),
+            );
+            None
+        };
+        Ok(Self {
+            server,
+            version,
+            clients,
+            databases,
+            roles,
+            warnings,
+        })
+    }
+}
+
 impl<'a> Work<'a> {
     /// Everything that can be refused is, before anything is written.
     async fn begin(
@@ -204,22 +231,21 @@ impl<'a> Work<'a> {
         client_dir: Option<&Path>,
     ) -> Result<Self> {
         let cluster: Cluster = decode(CLUSTER_UNIT, &read_cluster(content).await?.1)?;
-        let chosen = choose(&cluster, &address, options)?;
-        let server = prepare::maintenance(&address).await?;
-        let version = server.version().await?;
-        let found = client::find(client_dir).await?;
-        let clients = client::for_restore(&found, cluster.dump_major, version / 10_000)?.clone();
-        let table = options.only_table.as_deref().map(split_table);
-        let mut restored = Restored::default();
-        if version / 10_000 < cluster.version / 10_000 {
-            restored.warnings.push(format!(
-                "the server is older than the one backed up ({})",
-                cluster.version_text
-            ));
+        let table = options
+            .only_table
+            .as_deref()
+            .map(choice::split_table)
+            .transpose()?;
+        let looked = Looked::at(context, &cluster, &address, options, client_dir).await?;
+        let mut restored = Restored {
+            warnings: looked.warnings,
+            ..Restored::default()
+        };
+        if let Some(mut roles) = looked.roles {
+            restored.warnings.append(&mut roles.notes);
+            restored.warnings.extend(roles.carry_out(&looked.server).await?);
         }
-        let mut items = BTreeMap::new();
-        for (recorded, name) in chosen {
-            let state = prepare::examine(context, &server, &address, &name).await?;
+        let items = looked.databases.into_iter().map(|(recorded, name, state)| {
             let item = Item {
                 recorded,
                 name,
@@ -228,23 +254,14 @@ impl<'a> Work<'a> {
                 marked: false,
                 done: false,
             };
-            items.insert(item.recorded.unit.clone(), item);
-        }
-        if table.is_none() {
-            let databases: Vec<&Database> = items.values().map(|i| &i.recorded).collect();
-            prepare::roles(&server, version, &cluster, &databases, &mut restored.warnings).await?;
-        } else {
-            restored.warnings.push(
-                "of one table its definition and rows are restored, not its indexes, constraints, defaults from sequences, triggers, owner and privileges"
-                    .into(),
-            );
-        }
+            (item.recorded.unit.clone(), item)
+        });
         Ok(Self {
             context,
             address,
-            server,
-            clients,
-            items,
+            server: looked.server,
+            clients: looked.clients,
+            items: items.collect(),
             table,
             restored,
         })
@@ -263,7 +280,7 @@ impl<'a> Work<'a> {
                 let (name, marked) = (item.name.clone(), item.marked);
                 self.items.insert(unit.name.to_string(), item);
                 result.map_err(|e| match marked {
-                    true => left_incomplete(&e, &name),
+                    true => left_incomplete(self.context, &e, &name),
                     false => e.while_doing(format_args!("database {name:?}")),
                 })?;
             }
@@ -283,9 +300,17 @@ impl<'a> Work<'a> {
             let compared = self
                 .complete(item, recorded, &facts)
                 .await
-                .map_err(|e| left_incomplete(&e, &item.name))?;
+                .map_err(|e| left_incomplete(self.context, &e, &item.name))?;
             self.restored.differences.extend(compared.differences);
             self.restored.warnings.extend(compared.warnings);
+        }
+        // All markers go last: while one stands, the same command finds each and starts over.
+        for item in self.items.values() {
+            let session = self.address.with_database(&item.name).connect().await?;
+            prepare::unmark(&session)
+                .await
+                .map_err(|e| left_incomplete(self.context, &e, &item.name))?;
+            session.close().await;
         }
         Ok(())
     }
@@ -359,7 +384,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Compares a restored database, sets what belongs to it, and takes the marker away.
+    /// Compares a restored database and sets what belongs to it.
     async fn complete(&self, item: &Item, recorded: &DatabaseFacts, facts: &Facts) -> Result<Compared> {
         self.context
             .progress
@@ -396,74 +421,17 @@ impl<'a> Work<'a> {
                 item.name
             ));
         }
-        prepare::unmark(&session).await?;
         session.close().await;
         Ok(compared)
     }
 }
 
-/// Which databases go where.
-fn choose(cluster: &Cluster, address: &Address, options: &RestoreOptions) -> Result<Vec<(Database, String)>> {
-    let names = || {
-        let list: Vec<String> = cluster
-            .databases
-            .iter()
-            .map(|d| format!("{:?}", d.name))
-            .collect();
-        list.join(", ")
-    };
-    let chosen: Vec<Database> = match &options.only_database {
-        Some(only) => cluster
-            .databases
-            .iter()
-            .filter(|d| d.name == *only)
-            .cloned()
-            .collect(),
-        None => cluster.databases.clone(),
-    };
-    match (chosen.as_slice(), &address.database) {
-        ([], _) => Err(Error::usage(format!(
-            "the point has no database {:?}; it has {}",
-            options.only_database.as_deref().unwrap_or_default(),
-            names()
-        ))),
-        ([one], Some(target)) => Ok(vec![(one.clone(), target.clone())]),
-        ([_, _, ..], Some(target)) if target != "postgres" => Err(Error::usage(format!(
-            "the point has several databases ({}) and the target is one, {target:?}",
-            names()
-        ))
-        .hint("Give a URL without a database, so that they keep their names, or choose one with --only-database.")),
-        (several, _) if options.only_table.is_some() && several.len() > 1 => Err(Error::usage(format!(
-            "the point has several databases ({}): whose table?",
-            names()
-        ))
-        .hint("Choose one with --only-database.")),
-        (all, _) => Ok(all.iter().map(|d| (d.clone(), d.name.clone())).collect()),
-    }
-}
-
-/// `table` is in `public`; `schema.table` says where; double quotes keep dots and quotes inside a name.
-fn split_table(text: &str) -> (String, String) {
-    let mut parts = vec![String::new()];
-    let mut quoted = false;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        let last = parts.len() - 1;
-        match c {
-            '"' if quoted && chars.next_if_eq(&'"').is_some() => parts[last].push('"'),
-            '"' => quoted = !quoted,
-            '.' if !quoted && parts.len() == 1 => parts.push(String::new()),
-            _ => parts[last].push(c),
-        }
-    }
-    let table = parts.pop().unwrap_or_default();
-    (parts.pop().unwrap_or_else(|| "public".into()), table)
-}
-
 /// The error of a database that was begun: says that it is not whole, and what to do.
-fn left_incomplete(e: &Error, name: &str) -> Error {
-    let mut hint =
-        String::from("Run the same command again when the cause is mended: it starts this database over.");
+fn left_incomplete(context: &Context, e: &Error, name: &str) -> Error {
+    let mut hint = format!(
+        "Run the same command again when the cause is mended, with --at-point {} if another point is the newest by then: it starts over what is marked.",
+        context.run
+    );
     if let Some(first) = e.hint_text() {
         hint = format!("{first} {hint}");
     }
@@ -505,52 +473,28 @@ async fn feed(context: &Context, content: &mut dyn PointContent, mut stdin: Chil
             next = content.read() => next?,
         };
         let Some(chunk) = next else { break };
-        let written = tokio::select! {
-            biased;
-            () = context.cancel.cancelled() => return Err(interrupted()),
-            written = stdin.write_all(&chunk) => written,
-        };
-        if let Err(e) = written {
-            if e.kind() == std::io::ErrorKind::BrokenPipe {
+        let mut rest = &chunk[..];
+        while !rest.is_empty() {
+            let written = tokio::select! {
+                biased;
+                () = context.cancel.cancelled() => return Err(interrupted()),
+                written = stdin.write(rest) => written,
+            };
+            let taken = match written {
+                Ok(taken) => taken,
                 // It has ended; its exit status and stderr tell why.
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
+                    return Ok(Fed { bytes, all: false });
+                }
+                Err(e) => return Err(Error::failed("pg_restore takes no more input").because(e)),
+            };
+            if taken == 0 {
                 return Ok(Fed { bytes, all: false });
             }
-            return Err(Error::failed("pg_restore takes no more input").because(e));
+            rest = &rest[taken..];
+            bytes += taken as u64;
+            context.progress.advance(taken as u64);
         }
-        bytes += chunk.len() as u64;
-        context.progress.advance(chunk.len() as u64);
     }
     Ok(Fed { bytes, all: true })
-}
-
-/// A small unit as a whole.
-async fn read_document(content: &mut dyn PointContent, unit: &RestoredUnit) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    while let Some(bytes) = content.read().await? {
-        if (text.len() + bytes.len()) as u64 > DOCUMENT_LIMIT_BYTES {
-            return Err(Error::damaged(format!("{} is larger than it can be", unit.name)));
-        }
-        text.extend_from_slice(&bytes);
-    }
-    Ok(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_are_named_with_or_without_a_schema() {
-        let split = |text: &str| split_table(text);
-        assert_eq!(split("t"), ("public".into(), "t".into()));
-        assert_eq!(split("s.t"), ("s".into(), "t".into()));
-        assert_eq!(split("\"a.b\".\"c\"\"d\""), ("a.b".into(), "c\"d".into()));
-    }
-
-    #[test]
-    fn an_error_of_a_begun_database_says_that_it_is_incomplete() {
-        let e = left_incomplete(&Error::failed("x").hint("Do it.").because("deep"), "d");
-        assert!(e.message().contains(MARKER_SCHEMA) && e.chain().ends_with("deep"));
-        assert!(e.hint_text().unwrap().starts_with("Do it."));
-    }
 }
