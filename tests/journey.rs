@@ -2,6 +2,8 @@
 //! server: policy, keys, init, check, run, list, restore, verify, prune, hold, status, and restore.py beside our own.
 #![allow(clippy::unwrap_used)]
 
+#[path = "journey/databases.rs"]
+mod databases;
 mod harness;
 #[path = "journey/site.rs"]
 mod site;

@@ -159,3 +159,357 @@ fn a_gap_is_refused_until_it_is_accepted_and_all_sources_go_to_one_instant() {
     ]));
     assert_eq!((said.code, rows("three/data.db")), (0, 3), "{said}");
 }
+
+/// Runs `restore` with the identity, as a script does.
+fn restored(site: &Site, more: &[&str]) -> super::harness::Said {
+    let args = [&["--json", "restore"], more, &["--identity", "key"]].concat();
+    run(&mut site.backup(&args))
+}
+
+/// A site whose only source is the app, with an objective.
+fn app_only(rpo: &str) -> Site {
+    let site = Site::new();
+    pb_data(&site);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let (before, after) = policy.split_once("[source.orders]").unwrap();
+    let (_, app) = after.split_once("[source.app]").unwrap();
+    write_file(
+        site.dir.path(),
+        "policy.toml",
+        format!("{before}[source.app]{app}objective = {{ rpo = \"{rpo}\" }}\n"),
+    );
+    run_ok(&mut site.backup(&["init"]));
+    site
+}
+
+#[test]
+fn the_newest_is_never_refused_for_its_age_and_its_age_is_told() {
+    let site = app_only("1s");
+    run_ok(&mut site.backup(&["run"]));
+    // Only time makes an age.
+    std::thread::sleep(Duration::from_millis(1300));
+    for (args, text) in [
+        (&["app", "--at", "latest", "--to", "one"][..], "app"),
+        (&["--all", "--at", "latest", "--to", "all"], "all"),
+        (&["--all", "--at", "latest", "--dry-run"], "dry"),
+    ] {
+        let said = restored(&site, args);
+        assert_eq!(said.code, 0, "{text}: {said}");
+        let document = said.json();
+        let report = match document.get("sources") {
+            Some(sources) => &sources[0],
+            None => &document,
+        };
+        assert!(report["requested"].is_string(), "{text}: {document}");
+        assert!(
+            report["age_seconds"].as_f64().unwrap() > 1.0,
+            "{text}: {document}"
+        );
+        assert_eq!(report["age_seconds"], report["gap_seconds"], "{text}: {document}");
+        assert!(said.stderr.contains("  age    1."), "{text}: {said}");
+    }
+}
+
+#[test]
+fn the_hint_of_a_refused_gap_works_when_it_is_pasted_later() {
+    let site = app_only("1s");
+    run_ok(&mut site.backup(&["run"]));
+    std::thread::sleep(Duration::from_millis(3300));
+    let said = restored(&site, &["app", "--at", "1 second ago", "--dry-run"]);
+    assert_eq!(said.code, 20, "{said}");
+    let hint = error(&said)["hint"].as_str().unwrap().to_owned();
+    let word_after = |option: &str| {
+        let rest = hint
+            .split(option)
+            .nth(1)
+            .unwrap_or_else(|| panic!("{option}: {hint}"));
+        rest.trim_start()
+            .split([' ', '.', ','])
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    let (gap, run_id) = (word_after("--max-gap"), word_after("--at-point"));
+    std::thread::sleep(Duration::from_millis(2200));
+    let said = restored(
+        &site,
+        &["app", "--at", "1 second ago", "--dry-run", "--max-gap", &gap],
+    );
+    assert_eq!(said.code, 0, "{said}");
+    assert_eq!(
+        restored(&site, &["app", "--at-point", &run_id, "--dry-run"]).code,
+        0
+    );
+}
+
+#[test]
+fn a_dry_run_needs_every_key_that_the_restore_needs() {
+    let site = app_only("1h");
+    let taken = run_ok(&mut site.backup(&["run", "--json"])).json();
+    assert_eq!(taken["runs"][0]["result"], "done");
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let first = policy
+        .lines()
+        .find(|l| l.starts_with("recipients"))
+        .unwrap()
+        .to_owned();
+    let second = run_ok(lifeboat().args(["key", "generate"]).arg(site.path("second"))).stdout;
+    write_file(
+        site.dir.path(),
+        "policy.toml",
+        policy.replace(&first, &format!("recipients = [\"{}\"]", second.trim())),
+    );
+    let taken = run_ok(&mut site.backup(&["run", "--json"])).json();
+    let run_id = taken["runs"][0]["run"].as_str().unwrap().to_owned();
+    let shown = run_ok(&mut site.backup(&["list", &run_id, "--json"])).json();
+    assert!(
+        !shown["refs"].as_array().unwrap().is_empty(),
+        "it draws on the first: {shown}"
+    );
+    for args in [
+        &[
+            "restore",
+            "app",
+            "--at",
+            "latest",
+            "--identity",
+            "second",
+            "--dry-run",
+        ][..],
+        &[
+            "restore",
+            "app",
+            "--at",
+            "latest",
+            "--identity",
+            "second",
+            "--to",
+            "out",
+        ],
+    ] {
+        site.refused(args, 12);
+    }
+    assert!(!site.path("out").exists());
+    // Both identities open all of it.
+    let both = ["key", "second"]
+        .map(|name| std::fs::read_to_string(site.path(name)).unwrap())
+        .concat();
+    write_file(site.dir.path(), "both", both);
+    run_ok(&mut site.backup(&[
+        "restore",
+        "app",
+        "--at",
+        "latest",
+        "--identity",
+        "both",
+        "--dry-run",
+    ]));
+}
+
+#[test]
+fn without_an_identity_all_is_refused_once_and_nothing_is_said_of_a_result() {
+    let site = app_only("1h");
+    run_ok(&mut site.backup(&["run"]));
+    for args in [
+        &["restore", "--all", "--at", "latest", "--to", "all"][..],
+        &["restore", "app", "--at", "latest", "--to", "all"],
+    ] {
+        let said = run(&mut site.backup(args));
+        assert_eq!(said.code, 12, "{said}");
+        assert_eq!(said.stderr.matches("error: ").count(), 1, "{said}");
+        assert!(
+            !said.stderr.contains("NOT restored") && said.stdout.is_empty(),
+            "{said}"
+        );
+    }
+    assert!(!site.path("all").exists());
+    // A plan needs none, and says what it did not look at.
+    let said = run_ok(&mut site.backup(&["restore", "app", "--at", "latest", "--dry-run"]));
+    assert!(said.stderr.contains("there is no identity at hand"), "{said}");
+}
+
+#[test]
+fn a_refused_all_says_it_once_and_a_failed_source_has_every_field() {
+    let site = app_only("1s");
+    run_ok(&mut site.backup(&["run"]));
+    std::thread::sleep(Duration::from_millis(1300));
+    let now = lifeboat::clock::World::system().clock.now().to_rfc3339();
+    let said = run(&mut site.backup(&[
+        "restore",
+        "--all",
+        "--at",
+        &now,
+        "--to",
+        "all",
+        "--identity",
+        "key",
+    ]));
+    assert_eq!(said.code, 20, "{said}");
+    assert_eq!(said.stderr.matches("more than the").count(), 1, "{said}");
+    // One that is not there yet beside one that is.
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let more = format!(
+        "\n[source.later]\nkind = \"pocketbase\"\npath = \"{}\"\n",
+        site.path("x").display()
+    );
+    write_file(site.dir.path(), "policy.toml", policy + &more);
+    let said = restored(&site, &["--all", "--at", "latest", "--to", "all"]);
+    assert_eq!(said.code, 3, "{said}");
+    let document = said.json();
+    let fields = |at: usize| -> Vec<String> {
+        document["sources"][at]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect()
+    };
+    assert_eq!(
+        document["sources"][1]["error"]["code"], "unreachable",
+        "{document}"
+    );
+    assert_eq!(document["sources"][1]["run"], json!(null), "{document}");
+    let (done, refused) = (fields(0), fields(1));
+    assert!(
+        done.len() > 15 && done.iter().all(|f| refused.contains(f)),
+        "{done:?} {refused:?}"
+    );
+}
+
+#[test]
+fn a_target_may_name_its_source_and_no_other() {
+    let site = app_only("1h");
+    run_ok(&mut site.backup(&["run"]));
+    let said = restored(&site, &["app", "--at", "latest", "--to", "app=./named"]);
+    assert_eq!(said.code, 0, "{said}");
+    assert!(site.path("named/data.db").exists() && !site.path("app=.").exists());
+    let said = restored(&site, &["app", "--at", "latest", "--to", "orders=./other"]);
+    assert_eq!(said.code, 2, "{said}");
+    assert!(!site.path("other").exists() && !site.path("orders=.").exists());
+}
+
+#[test]
+fn what_is_not_built_yet_is_said_plainly() {
+    let site = app_only("1h");
+    run_ok(&mut site.backup(&["run"]));
+    for option in [&["--reuse", "--yes"][..], &["--timeline", "2"], &["--no-recover"]] {
+        let args = [
+            &[
+                "restore",
+                "app",
+                "--at",
+                "latest",
+                "--to",
+                "t",
+                "--identity",
+                "key",
+            ],
+            option,
+        ]
+        .concat();
+        let refused = site.refused(&args, 2);
+        assert!(
+            refused["message"].as_str().unwrap().contains("not built yet"),
+            "{option:?}: {refused}"
+        );
+    }
+    for option in ["--at-lsn", "--at-xid", "--at-name"] {
+        let refused = site.refused(&["restore", "app", option, "1", "--to", "t"], 2);
+        assert!(
+            refused["message"].as_str().unwrap().contains("not built yet"),
+            "{option}: {refused}"
+        );
+    }
+    let refused = site.refused(
+        &[
+            "restore",
+            "app",
+            "--at",
+            "latest",
+            "--to",
+            "s3://b/x",
+            "--identity",
+            "key",
+        ],
+        2,
+    );
+    assert!(
+        refused["hint"].as_str().unwrap().contains("directory"),
+        "{refused}"
+    );
+    let help = run_ok(lifeboat().args(["restore", "--help"])).stdout;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(help.matches("not built yet").count(), 6, "{help}");
+    assert!(!help.contains("s3://"), "{help}");
+    let refused = site.refused(&["restore", "app", "--at", "latest"], 2);
+    assert!(!refused["hint"].as_str().unwrap().contains("s3://"), "{refused}");
+}
+
+#[test]
+fn one_instant_is_shown_the_same_everywhere_and_finds_its_point_again() {
+    let site = app_only("1h");
+    run_ok(&mut site.backup(&["run"]));
+    let document = run_ok(&mut site.backup(&["list", "--json"])).json();
+    let point = &document["sources"][0]["points"][0];
+    let (id, at) = (
+        point["run"].as_str().unwrap().to_owned(),
+        point["at"].as_str().unwrap().to_owned(),
+    );
+    let shown = [
+        run_ok(&mut site.backup(&["list"])).stdout,
+        run_ok(&mut site.backup(&["list", &id])).stdout,
+        run_ok(&mut site.backup(&["status"])).stdout,
+        run_ok(&mut site.backup(&[
+            "restore",
+            "app",
+            "--at",
+            "latest",
+            "--dry-run",
+            "--identity",
+            "key",
+        ]))
+        .stdout,
+    ];
+    for text in &shown {
+        assert!(text.contains(&at), "{at}: {text}");
+    }
+    // The zone's column too.
+    let table = &shown[0];
+    let line = table
+        .lines()
+        .find(|l| l.starts_with(&id))
+        .unwrap_or_else(|| panic!("{table}"));
+    for instant in line
+        .split_whitespace()
+        .filter(|word| word.contains('T') && word.contains(':'))
+    {
+        let said = restored(&site, &["app", "--at", instant, "--dry-run"]);
+        assert_eq!(said.json()["run"], json!(id), "{instant}: {said}");
+        assert_eq!(said.json()["gap_seconds"], json!(0.0), "{instant}: {said}");
+    }
+}
+
+#[test]
+fn an_incomplete_restore_of_another_source_is_named() {
+    let site = app_only("1h");
+    run_ok(&mut site.backup(&["run"]));
+    let marker = r#"{"source":"orders","run":"01ARZ3NDEKTSV4RRFFQ69G5FAV","started":"2026-11-24T10:00:00Z"}"#;
+    std::fs::create_dir(site.path("half")).unwrap();
+    write_file(&site.path("half"), ".lifeboat-restore-incomplete", marker);
+    let args = [
+        "restore",
+        "app",
+        "--at",
+        "latest",
+        "--to",
+        "half",
+        "--identity",
+        "key",
+    ];
+    let refused = site.refused(&args, 2);
+    let hint = refused["hint"].as_str().unwrap();
+    assert!(
+        hint.contains("backup restore orders --at-point 01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        "{hint}"
+    );
+}

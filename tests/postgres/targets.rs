@@ -126,10 +126,59 @@ async fn an_interrupted_restore_is_marked_and_the_same_command_starts_over() {
         let refused = restore(server, &other, to()).await.unwrap_err();
         assert_eq!(refused.kind(), Kind::Usage);
         assert!(refused.message().contains(&point.run.to_string()), "{refused}");
+        let again = format!("backup restore orders --at-point {}", point.run);
+        assert!(refused.hint_text().unwrap().contains(&again), "{refused:?}");
+        assert!(text.contains(&format!("--at-point {}", point.run)), "{text}");
         let restored = restore(server, &point, to()).await.unwrap();
         assert_eq!(restored.differences, Vec::<String>::new());
         assert_eq!(server.psql(&back, marked), "0");
         assert_eq!(server.psql(&back, "select count(*) from a"), "20000");
+    }
+}
+
+#[tokio::test]
+async fn markers_go_last_and_together() {
+    let from = PostgresServer::start(15);
+    from.psql("postgres", "create database one");
+    from.psql("postgres", "create database two");
+    for name in ["one", "two"] {
+        from.psql(name, "create table t as select generate_series(1, 5) n");
+    }
+    let source = crate::support::source_at(&from, url(&from, ""));
+    let point = crate::support::capture(&source).await.unwrap();
+    let server = PostgresServer::newest();
+    // What is wrong shows when the first database is whole already.
+    let mut broken = point.clone();
+    let facts = broken
+        .units
+        .iter_mut()
+        .find(|(u, _)| u.name.as_str() == "facts.json");
+    let facts = &mut facts.unwrap().1;
+    let mut document: serde_json::Value = serde_json::from_slice(facts).unwrap();
+    document["databases"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|d| d["name"] != "two");
+    *facts = serde_json::to_vec(&document).unwrap().into();
+    let (mut context, _scratch) = crate::support::context();
+    context.run = point.run;
+    let restorer =
+        lifeboat::source::postgres::LogicalRestorer::new().with_client_dir(Some(server.client_dir()));
+    let error = lifeboat::source::Restorer::restore(
+        &restorer,
+        &context,
+        &mut broken.content(None),
+        &target(url(server, "")),
+        &RestoreOptions::default(),
+    )
+    .await
+    .unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged);
+    // The same restore starts over, where a whole database would be in its way.
+    let restored = restore(server, &point, target(url(server, ""))).await.unwrap();
+    assert_eq!(restored.differences, Vec::<String>::new());
+    for name in ["one", "two"] {
+        assert_eq!(server.psql(name, "select count(*) from t"), "5");
     }
 }
 

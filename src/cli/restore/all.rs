@@ -312,3 +312,27 @@ fn text(report: &AllReport) -> String {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_accepted_is_told_once() {
+        let gap = |source: &str| {
+            Error::new(Kind::Unreachable, format!("{source} is far")).hint(format!("Accept {source}."))
+        };
+        assert!(all_refused(Vec::new()).is_none());
+        let one = all_refused(vec![gap("app")]).unwrap();
+        assert_eq!(one.message(), "nothing was restored: app is far");
+        assert_eq!(one.hint_text(), Some("Accept app."));
+        let two = all_refused(vec![gap("app"), gap("orders")]).unwrap();
+        assert_eq!(two.message(), "nothing was restored: app is far; orders is far");
+        assert_eq!(two.kind(), Kind::Unreachable);
+        let hint = two.hint_text().unwrap();
+        assert!(
+            hint.contains("app") && hint.contains("orders") && hint.contains("--yes"),
+            "{hint}"
+        );
+    }
+}

@@ -298,9 +298,9 @@ impl RolePlan {
                 Err(e) => told.push(format!("role {name:?} is left out: {}", e.chain())),
             }
         }
-        for m in self.memberships.iter().filter(|m| {
-            made.contains(&m.member) && !(self.needed.contains(&m.member) && !self.further.contains(&m.group))
-        }) {
+        // The groups of a needed role are needed too: it is in them already.
+        let left = |m: &&Membership| made.contains(&m.member) && !self.needed.contains(&m.member);
+        for m in self.memberships.iter().filter(left) {
             let doing = format!("put {:?} into {:?}", m.member, m.group);
             match server.run(&doing, &self.grant(m)).await {
                 Ok(()) => {}
