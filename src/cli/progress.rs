@@ -62,3 +62,65 @@ impl Progress for Bars {
         self.bar.inc(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    /// A terminal that keeps what is drawn.
+    #[derive(Clone, Debug, Default)]
+    struct Kept(Arc<Mutex<String>>);
+
+    impl TermLike for Kept {
+        fn width(&self) -> u16 {
+            120
+        }
+        fn move_cursor_up(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, s: &str) -> io::Result<()> {
+            self.write_str(s)
+        }
+        fn write_str(&self, s: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(s);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_bytes_of_one_phase_stand_over_the_total_of_the_next() {
+        let kept = Kept::default();
+        let target = ProgressDrawTarget::term_like(Box::new(kept.clone()));
+        let bars = Bars {
+            bar: ProgressBar::with_draw_target(None, target),
+            shown: true,
+        };
+        bars.phase("one", Some(100));
+        bars.advance(80);
+        bars.phase("two", Some(50));
+        let drawn = kept.0.lock().unwrap().clone();
+        assert!(drawn.contains("two") && drawn.contains("0 B/50 B"), "{drawn}");
+        assert!(!drawn.contains("80 B/50 B"), "{drawn}");
+        bars.finish();
+    }
+}

@@ -382,7 +382,7 @@ fn check_marker(context: &Context, path: &Path) -> Result<()> {
         marker.started.format("%Y-%m-%dT%H:%M:%SZ")
     ))
     .hint(format!(
-        "Start that one over with `backup restore {} --at-point {} --to …`; or remove the directory, or give another one.",
+        "Start that one over with `backup restore {} --at-point {}` and the same --to; or remove the directory, or give another one.",
         marker.source, marker.run
     )))
 }

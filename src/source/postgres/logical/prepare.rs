@@ -97,7 +97,7 @@ async fn state_of(context: &Context, session: &Session, name: &str) -> Result<St
             marker.run, marker.source
         ))
         .hint(format!(
-            "Start that one over with `backup restore {} --at-point {} --to …`; or drop the database, or give another target.",
+            "Start that one over with `backup restore {} --at-point {}` and the same --to; or drop the database, or give another target.",
             marker.source, marker.run
         )));
     }
