@@ -15,6 +15,7 @@
 
 pub mod conformance;
 pub mod directory;
+mod logged;
 pub mod memory;
 mod open;
 mod probe;
