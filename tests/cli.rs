@@ -5,6 +5,10 @@
 #[path = "cli/demo.rs"]
 mod demo;
 mod harness;
+#[path = "cli/keys.rs"]
+mod keys;
+#[path = "cli/operate.rs"]
+mod operate;
 #[path = "cli/restore.rs"]
 mod restore;
 

@@ -69,7 +69,7 @@ pub struct Global {
     /// No progress and no notes: results, warnings and errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Logs more; twice: everything
+    /// Log more: what is done; twice: every object too
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// How logs are written to standard error
@@ -207,7 +207,8 @@ pub struct RestoreArgs {
     /// Reuse what is in the target
     #[arg(long)]
     pub reuse: bool,
-    /// Accept a recovery point that is up to D (15m, 2h, 1day) before the instant
+    /// Accept a recovery point that is up to D (15m, 2h, 1day) before the instant [default: the source's objective.rpo,
+    /// else twice its schedule's interval; with neither, any gap]
     #[arg(long, value_name = "D", value_parser = duration)]
     pub max_gap: Option<Duration>,
     /// Answer every question with yes
@@ -338,8 +339,10 @@ pub enum KeyAction {
         #[arg(long)]
         yes: bool,
     },
-    /// Wrap every generation to the policy's present recipients
-    #[command(after_help = "Example:\n  backup key rewrap --identity recovery.key --yes")]
+    /// Wrap every generation to the policy's present recipients; it shuts nobody out
+    #[command(
+        after_help = "Example:\n  backup key rewrap --identity recovery.key --yes\n\nIt lets recipients that joined the policy open what was written before. It revokes nothing: older wraps stay, so\na recipient that left still opens every generation that it could open. What is written after the next run is\nclosed to it, since a change of recipients begins a new generation. A generation that this host wrapped to all\nof the policy's recipients before is left as it is."
+    )]
     Rewrap {
         /// The age identity, instead of the policy's
         #[arg(long, value_name = "FILE")]

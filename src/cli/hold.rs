@@ -26,10 +26,9 @@ pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8>
             jobs::hold::add(&session, run, &who, why.trim()).await?
         }
         HoldAction::Remove { run } => jobs::hold::remove(&session, run).await?,
-        HoldAction::List { run } => {
-            let mut report = surroundings.reading(jobs::hold::list(&session)).await?;
-            report.holds.retain(|held| run.is_none_or(|run| held.run == run));
-            report
+        HoldAction::List { run: None } => surroundings.reading(jobs::hold::list(&session)).await?,
+        HoldAction::List { run: Some(run) } => {
+            surroundings.reading(jobs::hold::of_point(&session, run)).await?
         }
     };
     surroundings.printer.result(&report, || match removed {

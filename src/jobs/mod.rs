@@ -6,6 +6,7 @@ pub mod check;
 pub mod hold;
 pub mod init;
 pub mod keys;
+mod last;
 pub mod list;
 pub mod prune;
 pub mod report;

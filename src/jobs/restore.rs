@@ -246,6 +246,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
     warnings.extend(nearer_expired(&catalog, goal, Some(plan.at)));
     check_gap(session, request, &plan)
         .map_err(|e| with_hint(e, nearer_expired(&catalog, goal, Some(plan.at))))?;
+    warnings.extend(without_limit(session, request, &plan));
     let commit = catalog.points[&plan.run].commit.clone();
     let offset = commit.clocks.source_minus_store_ms();
     if offset.abs() > 1000 {
@@ -429,20 +430,17 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
             ),
             None => format!("The nearest that can be restored is {}.", stamp(first.at)),
         }),
-        Refusal::UnknownPoint => {
-            let hidden = matches!(goal, Goal::Point(run) if catalog.tombstones.contains_key(&run));
-            let error = Error::new(Kind::Unreachable, format!("{source} has no such recovery point"));
-            if hidden {
-                error.hint(match goal {
-                    Goal::Point(run) => format!(
-                        "It has expired and waits for its grace: `backup prune --undo {run}` brings it back."
-                    ),
-                    _ => "It has expired and waits for its grace.".to_owned(),
-                })
-            } else {
-                error.hint("`backup list` shows the recovery points.")
-            }
-        }
+        Refusal::UnknownPoint => match goal {
+            Goal::Point(run) if catalog.tombstones.contains_key(&run) => Error::new(
+                Kind::Unreachable,
+                format!("the recovery point {run} of {source} has expired"),
+            )
+            .hint(format!(
+                "It waits for its grace: `backup prune --undo {run}` brings it back."
+            )),
+            _ => Error::usage(format!("{source} has no such recovery point"))
+                .hint("`backup list` shows the recovery points."),
+        },
         Refusal::Damaged(reason, nearest) => {
             let error = Error::damaged(format!("the recovery point of {source} is damaged: {reason}"));
             match nearest {
@@ -500,6 +498,17 @@ fn check_gap(session: &Session, request: &Request, plan: &Plan) -> Result<()> {
         plan.run,
         in_words(plan.gap + TimeDelta::seconds(1)).replace(' ', "")
     )))
+}
+
+/// Says that nothing was there to hold the gap against.
+fn without_limit(session: &Session, request: &Request, plan: &Plan) -> Option<String> {
+    let asked = request.max_gap.is_some() || request.gap_accepted || plan.gap <= TimeDelta::zero();
+    (!asked && usual_gap(session, &request.source).is_none()).then(|| {
+        format!(
+            "no objective (rpo) is set and no schedule: any gap is accepted, here {}",
+            in_words(plan.gap)
+        )
+    })
 }
 
 /// `objective.rpo`, else twice the schedule's interval; none without either.

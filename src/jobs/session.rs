@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::World;
 use crate::error::{Error, Kind, Result};
-use crate::policy::{Policy, SecretRef, secrets};
+use crate::policy::{Policy, SecretRef, examples, secrets};
 use crate::progress::Progress;
 use crate::repository::generation::{self, KeyRing};
 use crate::repository::{Repository, Settings, layout};
@@ -143,8 +143,9 @@ impl Session {
     /// The repository as a run uses it: never with `versions`, since what is written must be what is read.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// As [`Self::open`]; a policy that encrypts to a recipient of the examples.
     pub async fn open_for_writing(&self) -> Result<Repository> {
+        examples::refuse(&self.policy)?;
         let settings = Settings {
             versions: false,
             ..self.settings()
