@@ -66,7 +66,9 @@ pub async fn remove(session: &Session, run: RunId) -> Result<HoldReport> {
                 .hint("The store keeps versions and shows the first one: end the hold without --versions."),
         );
     }
-    all(&repository).await
+    let mut report = all(&repository).await?;
+    report.removed = Some(run);
+    Ok(report)
 }
 
 /// All holds.
@@ -110,5 +112,5 @@ async fn all(repository: &Repository) -> Result<HoldReport> {
             }
         }
     }
-    Ok(HoldReport { holds })
+    Ok(HoldReport { holds, removed: None })
 }

@@ -43,7 +43,14 @@ pub fn generate(world: &World, file: &Path) -> Result<String> {
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => Error::usage(format!("{} is there already", file.display()))
                 .hint("An identity is never replaced; choose another file."),
-            _ => Error::failed(format!("can not write {}", file.display())).because(e),
+            std::io::ErrorKind::NotFound => {
+                let parent = file.parent().unwrap_or(Path::new("."));
+                Error::usage(format!("there is no directory {}", parent.display()))
+                    .hint(format!("Make it first: mkdir -p {}", parent.display()))
+            }
+            _ => Error::failed(format!("can not write {}", file.display()))
+                .hint("Choose a place that this user may write.")
+                .because(e),
         })?;
     out.write_all(text.as_bytes())
         .doing(|| format!("can not write {}", file.display()))?;

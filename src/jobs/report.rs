@@ -359,11 +359,25 @@ pub struct Swept {
     pub bytes: u64,
 }
 
-/// `hold list`
+/// `prune --undo`
+#[derive(Clone, Debug, Serialize)]
+pub struct Undone {
+    /// The source.
+    pub source: SourceName,
+    /// The run that is back.
+    pub run: RunId,
+    /// Its instant.
+    pub at: DateTime<Utc>,
+}
+
+/// `hold`
 #[derive(Clone, Debug, Serialize)]
 pub struct HoldReport {
     /// The holds.
     pub holds: Vec<Held>,
+    /// The run that is held no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub removed: Option<RunId>,
 }
 
 /// A hold.

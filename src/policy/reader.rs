@@ -65,7 +65,8 @@ impl std::error::Error for PolicyErrors {}
 
 impl From<PolicyErrors> for Error {
     fn from(errors: PolicyErrors) -> Self {
-        Self::usage(errors.to_string()).hint("policies/example.toml shows every key.")
+        Self::usage(errors.to_string())
+            .hint("example.toml shows every key: `backup man DIR` writes it to DIR/policies.")
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use super::Site;
-use super::harness::{run_code, run_ok, write_file};
+use super::harness::{lifeboat, run_code, run_ok, write_file};
 use super::restore::pb_data;
 
 fn source<'a>(document: &'a Value, name: &str) -> &'a Value {
@@ -240,4 +240,162 @@ fn relative_paths_of_a_policy_are_taken_from_its_directory() {
     assert!(site.path("rel/state/writer").is_file());
     assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0);
     assert!(!std::path::Path::new("/rel").exists());
+}
+
+#[test]
+fn without_an_objective_and_a_schedule_a_gap_is_accepted_and_told() {
+    let site = Site::new();
+    pb_data(&site);
+    run_ok(&mut site.backup(&["init"]));
+    run_ok(&mut site.backup(&["run", "app"]));
+    let later = lifeboat::clock::World::system().clock.now().to_rfc3339();
+    let args = [
+        "--json",
+        "restore",
+        "app",
+        "--at",
+        &later,
+        "--dry-run",
+        "--identity",
+        "key",
+    ];
+    let told = run_ok(&mut site.backup(&args)).json()["warnings"].to_string();
+    assert!(told.contains("any gap is accepted"), "{told}");
+    // A limit that is given is held, and nothing is said of one that is lacking.
+    let more = [&args[..], &["--max-gap", "1h"]].concat();
+    let told = run_ok(&mut site.backup(&more)).json()["warnings"].to_string();
+    assert_eq!(told, "[]");
+}
+
+#[test]
+fn with_json_the_document_says_it_and_standard_error_is_left_to_warnings() {
+    let site = Site::new();
+    pb_data(&site);
+    run_ok(&mut site.backup(&["init"]));
+    for (args, code) in [
+        (&["list", "nosuch"][..], 2),
+        (&["run", "orders"], 1),
+        (&["key", "generate", "key"], 2),
+        (&["restore", "app", "--at", "latest"], 2),
+        (&["status", "--nothing"], 2),
+    ] {
+        let said = run_code(site.backup(args).arg("--json"), code);
+        assert_eq!(said.stderr, "", "{args:?}: {said}");
+        assert!(said.json()["error"]["message"].is_string(), "{said}");
+        let text = run_code(&mut site.backup(args), code);
+        assert!(text.stderr.contains("error: "), "{args:?}: {text}");
+    }
+    let made = run_ok(site.backup(&["key", "generate", "other"]).arg("--json"));
+    assert_eq!(made.stderr, "");
+}
+
+#[test]
+fn holds_and_undo_say_what_they_did() {
+    let site = Site::new();
+    app_only(&site);
+    pb_data(&site);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let with = |retention: &str| {
+        let text = format!("{policy}retention = \"r\"\n[retention.r]\n{retention}\n[prune]\n");
+        write_file(site.dir.path(), "policy.toml", text);
+    };
+    with("window = \"1s\"");
+    run_ok(&mut site.backup(&["init"]));
+    let mut runs: Vec<String> = Vec::new();
+    for _ in 0..7 {
+        let taken = run_ok(&mut site.backup(&["run", "app", "--json"])).json();
+        runs.push(taken["runs"][0]["run"].as_str().unwrap().to_owned());
+    }
+    run_ok(&mut site.backup(&["hold", "add", &runs[0].to_lowercase(), "--why", "x"]));
+    let removed = run_ok(&mut site.backup(&["hold", "remove", &runs[0], "--json"])).json();
+    assert_eq!(
+        (&removed["removed"], &removed["holds"]),
+        (&json!(runs[0]), &json!([]))
+    );
+    // A run in small letters is a run, not a source.
+    let one = run_ok(&mut site.backup(&["list", &runs[0].to_lowercase(), "--json"])).json();
+    assert_eq!(one["run"], json!(runs[0]));
+
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let pruned = run_ok(&mut site.backup(&["prune", "--json"])).json();
+    let expired = pruned["expire"].as_array().unwrap().len();
+    assert!(expired >= 4, "{pruned}");
+    // The policy keeps everything now: one line for all of them, with the first few.
+    with("window = \"9d\"");
+    let told = run_ok(&mut site.backup(&["prune"]));
+    let warnings: Vec<&str> = told.stderr.lines().collect();
+    assert_eq!(warnings.len(), 1, "{told}");
+    assert!(
+        warnings[0].contains(&format!("{expired} recovery points had expired")),
+        "{told}"
+    );
+    assert_eq!(
+        runs.iter().filter(|r| warnings[0].contains(r.as_str())).count(),
+        3,
+        "{told}"
+    );
+    let undone = run_ok(&mut site.backup(&["prune", "--undo", &runs[0].to_lowercase(), "--json"])).json();
+    assert_eq!(
+        (&undone["run"], &undone["source"]),
+        (&json!(runs[0]), &json!("app"))
+    );
+    assert!(
+        undone.get("undo_until").is_none() && undone.get("tombstoned").is_none(),
+        "{undone}"
+    );
+}
+
+#[test]
+fn hints_fit_where_they_are_given() {
+    let site = Site::new();
+    // A directory has no bucket; the URL of the command line is not in the policy.
+    let error = site.refused(&["list"], 10);
+    let hint = error["hint"].as_str().unwrap();
+    assert!(
+        hint.contains("`backup init`") && !hint.contains("bucket"),
+        "{hint}"
+    );
+    let nowhere = site.path("nowhere").display().to_string();
+    let said = run_code(lifeboat().args(["--json", "list", "--repository", &nowhere]), 10);
+    let hint = said.json()["error"]["hint"].as_str().unwrap().to_owned();
+    assert!(
+        hint.contains("--repository") && !hint.contains("repository.url"),
+        "{hint}"
+    );
+    // What goes without a policy is said where it is asked of what does not.
+    for args in [&["status"][..], &["hold", "list"]] {
+        let said = run_code(site.backup(args).args(["--repository", "/r"]), 2);
+        assert!(
+            said.stderr.contains("Only `list`, `restore` and `verify`"),
+            "{said}"
+        );
+    }
+    let error = site.refused(&["key", "generate", "nodir/x.key"], 2);
+    assert_eq!(error["hint"], "Make it first: mkdir -p nodir");
+    // Nothing is named that only a checkout has.
+    let said = run_code(lifeboat().arg("check").current_dir(site.dir.path().join("..")), 2);
+    assert!(said.stderr.contains("backup man DIR"), "{said}");
+    let said = run_code(site.backup(&["run", "orders"]).env_remove("T_ORDERS_URL"), 2);
+    assert!(!said.stderr.contains("policies/"), "{said}");
+}
+
+#[test]
+fn a_store_of_ones_own_without_credentials_asks_no_metadata_service() {
+    let begun = std::time::Instant::now();
+    let said = run_code(
+        lifeboat()
+            .args(["list", "--repository", "s3://bucket/x"])
+            .env("AWS_ENDPOINT_URL", "http://127.0.0.1:1"),
+        1,
+    );
+    assert!(
+        said.stderr
+            .contains("no credentials: set repository.access_key_id"),
+        "{said}"
+    );
+    assert!(
+        said.stderr.contains("AWS_SECRET_ACCESS_KEY") && !said.stderr.contains("IMDS"),
+        "{said}"
+    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
 }

@@ -159,28 +159,3 @@ fn a_gap_is_refused_until_it_is_accepted_and_all_sources_go_to_one_instant() {
     ]));
     assert_eq!((said.code, rows("three/data.db")), (0, 3), "{said}");
 }
-
-#[test]
-fn without_an_objective_and_a_schedule_a_gap_is_accepted_and_told() {
-    let site = Site::new();
-    pb_data(&site);
-    run_ok(&mut site.backup(&["init"]));
-    run_ok(&mut site.backup(&["run", "app"]));
-    let later = lifeboat::clock::World::system().clock.now().to_rfc3339();
-    let args = [
-        "--json",
-        "restore",
-        "app",
-        "--at",
-        &later,
-        "--dry-run",
-        "--identity",
-        "key",
-    ];
-    let told = run_ok(&mut site.backup(&args)).json()["warnings"].to_string();
-    assert!(told.contains("any gap is accepted"), "{told}");
-    // A limit that is given is held, and nothing is said of one that is lacking.
-    let more = [&args[..], &["--max-gap", "1h"]].concat();
-    let told = run_ok(&mut site.backup(&more)).json()["warnings"].to_string();
-    assert_eq!(told, "[]");
-}
