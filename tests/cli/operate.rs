@@ -399,3 +399,38 @@ fn a_store_of_ones_own_without_credentials_asks_no_metadata_service() {
     );
     assert!(begun.elapsed() < std::time::Duration::from_secs(5));
 }
+
+#[test]
+fn status_counts_damaged_points_and_names_the_newest() {
+    let site = Site::new();
+    app_only(&site);
+    pb_data(&site);
+    run_ok(&mut site.backup(&["init"]));
+    let mut runs: Vec<String> = Vec::new();
+    for _ in 0..4 {
+        let taken = run_ok(&mut site.backup(&["run", "app", "--json"])).json();
+        runs.push(taken["runs"][0]["run"].as_str().unwrap().to_owned());
+    }
+    // All of them draw on the first one's pack.
+    let pack = site
+        .path("repository/sources/app/runs")
+        .join(&runs[0])
+        .join("0.age");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    run_code(&mut site.backup(&["verify"]), 21);
+    let status = run_code(&mut site.backup(&["status", "--json"]), 1).json();
+    let problems = source(&status, "app")["problems"].as_array().unwrap();
+    let of_damage: Vec<&str> = problems
+        .iter()
+        .filter_map(Value::as_str)
+        .filter(|p| p.contains("damaged"))
+        .collect();
+    assert_eq!(of_damage.len(), 1, "{status}");
+    assert!(
+        of_damage[0].starts_with("4 recovery points are damaged") && of_damage[0].contains(&runs[3]),
+        "{status}"
+    );
+}
