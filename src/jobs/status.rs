@@ -43,12 +43,16 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         .iter()
         .filter(|s| s.rpo_objective_seconds.is_none())
         .count();
+    let all = match sources.len() {
+        1 => "The source has".to_owned(),
+        n => format!("All {n} sources have"),
+    };
     let sentence = match (sources.len(), bad) {
         (0, _) => "The policy has no sources.".to_owned(),
-        (n, 0) if blind > 0 => format!(
-            "All {n} sources have a recovery point; {blind} without an objective or schedule, so nothing tells when it is too old.{loss}"
+        (_, 0) if blind > 0 => format!(
+            "{all} a recovery point; {blind} without an objective or schedule, so nothing tells when it is too old.{loss}"
         ),
-        (n, 0) => format!("All {n} sources have a recovery point within their objective.{loss}"),
+        (_, 0) => format!("{all} a recovery point within the objective.{loss}"),
         (n, bad) => format!("{bad} of {n} sources need attention.{loss}"),
     };
     Ok(StatusReport {
