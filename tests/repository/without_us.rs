@@ -221,15 +221,17 @@ async fn the_commands_of_restore_md_do_what_the_page_says() {
     let repository = directory.path();
     let source = MapSource::default().with("data", Cut::Pages, text(70_000, 1));
     let commit = fixture.run(&source).await.unwrap().commit;
-    // A wrap for somebody else too: whichever comes first, one opens with our identity.
+    // A wrap for somebody else too, which comes first: one of them opens with our identity.
     fixture.session.identity_file = Some(fixture.identity());
     let stranger = fixture.state_dir().parent().unwrap().join("stranger");
     let theirs = lifeboat::jobs::keys::generate(&fixture.session.world, &stranger).unwrap();
-    let policy = Arc::make_mut(&mut fixture.session.policy);
-    let ours = std::mem::replace(&mut policy.encryption.recipients, vec![theirs]);
+    Arc::make_mut(&mut fixture.session.policy).encryption.recipients = vec![theirs];
     lifeboat::jobs::keys::rewrap(&fixture.session).await.unwrap();
-    Arc::make_mut(&mut fixture.session.policy).encryption.recipients = ours;
-    lifeboat::jobs::keys::rewrap(&fixture.session).await.unwrap();
+    let wraps = repository.join("keys").join(commit.generation.id.to_string());
+    let wraps_of = || std::fs::read_dir(&wraps).unwrap().map(|e| e.unwrap().path());
+    let newest = wraps_of().max().unwrap();
+    std::fs::rename(newest, wraps.join("00000000000000000000000000.age")).unwrap();
+    assert_eq!(wraps_of().count(), 2);
     std::fs::copy(fixture.identity(), repository.join("recovery.key")).unwrap();
 
     let run = commit.run.to_string();
@@ -247,12 +249,6 @@ async fn the_commands_of_restore_md_do_what_the_page_says() {
     shell(
         &repository.join("sources/app/runs").join(&run),
         &command("sha256sum -c", &[]),
-    );
-    assert_eq!(
-        std::fs::read_dir(repository.join("keys").join(&generation))
-            .unwrap()
-            .count(),
-        3
     );
     shell(repository, &command("for wrap in", &names));
     let manifest = shell(
