@@ -5,10 +5,12 @@ Needs: Python 3.9 or newer (nothing but its standard library), and the programs 
 
     restore.py REPOSITORY list [SOURCE]
     restore.py REPOSITORY verify [SOURCE]
-    restore.py REPOSITORY restore SOURCE --identity FILE --to DIRECTORY (--at TIME | --at latest | --run RUN)
-    restore.py REPOSITORY needs SOURCE (--at TIME | --run RUN) [--identity FILE]
+    restore.py REPOSITORY restore SOURCE --identity FILE --to DIRECTORY (--at TIME | --run RUN)
+    restore.py REPOSITORY needs SOURCE (--at TIME | --run RUN)
 
 REPOSITORY is a directory: a copy of what is under the repository's URL (RESTORE.md says how to make one).
+TIME is `latest`, or RFC 3339 with a zone, such as 2026-11-21T14:03:00Z or 2026-11-21T15:03:00+01:00: the newest
+recovery point at or before it. RUN is a run that `list` shows.
 
 Exit codes: 0 done, 1 failed, 2 usage, 10 no repository, 12 no identity opens it, 20 no point at that time,
 21 damaged or missing objects.
@@ -22,6 +24,7 @@ import hashlib
 import heapq
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -66,7 +69,9 @@ class Repository:
         self.path = path
         try:
             line, _, digest = self.read("lifeboat.json").partition(b"\n")
-        except Problem:
+        except Problem as problem:
+            if problem.code != 21:
+                raise
             raise Problem(10, "there is no repository in %s: lifeboat.json is missing" % path)
         try:
             head = json.loads(line)
@@ -83,8 +88,10 @@ class Repository:
         try:
             with open(path, "rb") as file:
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise damaged("%s is missing" % key)
+        except (OSError, ValueError) as error:
+            raise Problem(1, "can not read %s: %s" % (path, error))
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
             raise damaged("%s is not what was written: its SHA-256 differs" % key)
         return data
@@ -92,8 +99,10 @@ class Repository:
     def names(self, prefix):
         try:
             return sorted(os.listdir(os.path.join(self.path, *prefix.split("/"))))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        except (OSError, ValueError) as error:
+            raise Problem(1, "can not list %s in %s: %s" % (prefix, self.path, error))
 
     def sources(self):
         return [n for n in self.names("sources") if not n.startswith(".")]
@@ -390,6 +399,21 @@ def instant(text):
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
+def moment(text):
+    """The --at of the command line: `latest`, or RFC 3339."""
+    if text == "latest":
+        return text
+    form = r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)"
+    try:
+        if re.fullmatch(form, text, re.ASCII):
+            return instant(short(text.upper()))
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        "%r is neither `latest` nor RFC 3339 with a zone, such as 2026-11-21T14:03:00Z" % text
+    )
+
+
 def short(text):
     """RFC 3339 with any number of fractional digits, as datetime takes it."""
     head, dot, rest = text.partition(".")
@@ -406,19 +430,20 @@ def choose(repository, source, arguments):
         try:
             commit = repository.commit(source, run_id)
         except Problem as problem:
+            if arguments.run == run_id:
+                raise
             print("warning: %s" % problem, file=sys.stderr)
             continue
         if not commit.get("partial"):
             commits.append(commit)
     if arguments.run:
         commits = [c for c in commits if c["run"] == arguments.run]
+        if not commits:
+            raise Problem(2, "%s has no recovery point %s; see: restore.py REPOSITORY list" % (source, arguments.run))
     else:
         commits = [c for c in commits if c["run"] not in tombstones]
-        if arguments.at not in (None, "latest"):
-            limit = instant(short(arguments.at))
-            if limit.tzinfo is None:
-                raise Problem(2, "--at needs a zone: 2026-11-21T14:03:00Z")
-            commits = [c for c in commits if instant(short(c["at"])) <= limit]
+        if arguments.at != "latest":
+            commits = [c for c in commits if instant(short(c["at"])) <= arguments.at]
     if not commits:
         raise Problem(20, "there is no recovery point of %s at that time; see: restore.py REPOSITORY list" % source)
     return max(commits, key=lambda c: (instant(short(c["at"])), c["run"]))
@@ -484,21 +509,38 @@ def show(repository, sources):
             print("%-20s %s  %s  %s  %d bytes %s" % (source, run_id, commit["at"], commit["kind"], commit["bytes"]["content"], " ".join(marks)))
 
 
+def readable(identity):
+    """Refuses an identity file that is not there, before age blames the identity."""
+    try:
+        with open(identity, "rb") as file:
+            file.read(1)
+    except (OSError, ValueError) as error:
+        raise Problem(2, "can not read the identity %s: %s" % (identity, getattr(error, "strerror", None) or error))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("repository")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("list", "verify"):
-        commands.add_parser(name).add_argument("source", nargs="?")
-    for name in ("restore", "needs"):
-        command = commands.add_parser(name)
+    parser.add_argument("repository", help="the directory that holds lifeboat.json")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in (("list", "show the recovery points"), ("verify", "compare every object with its SHA-256")):
+        commands.add_parser(name, help=what).add_argument("source", nargs="?", help="only this one")
+    for name, what in (("restore", "restore a recovery point"), ("needs", "name the objects of a recovery point")):
+        command = commands.add_parser(name, help=what)
         command.add_argument("source")
-        command.add_argument("--at")
-        command.add_argument("--run")
-        command.add_argument("--identity", required=name == "restore")
+        which = command.add_mutually_exclusive_group(required=True)
+        which.add_argument(
+            "--at",
+            type=moment,
+            metavar="TIME",
+            help="latest, or RFC 3339 with a zone (2026-11-21T14:03:00Z): the newest recovery point at or before it",
+        )
+        which.add_argument("--run", help="this recovery point")
         if name == "restore":
-            command.add_argument("--to", required=True)
+            command.add_argument("--identity", required=True, metavar="FILE", help="an age identity file")
+            command.add_argument("--to", required=True, metavar="DIRECTORY", help="a new or empty directory")
     arguments = parser.parse_args()
+    if arguments.command == "restore":
+        readable(arguments.identity)
     repository = Repository(arguments.repository)
     sources = repository.sources()
     if getattr(arguments, "source", None):
@@ -510,8 +552,6 @@ def main():
     elif arguments.command == "verify":
         return verify(repository, sources)
     else:
-        if bool(arguments.at) == bool(arguments.run):
-            raise Problem(2, "give one of --at and --run")
         commit = choose(repository, arguments.source, arguments)
         if arguments.command == "needs":
             print("\n".join(needed_keys(repository, arguments.source, commit)))
@@ -528,3 +568,13 @@ if __name__ == "__main__":
         sys.exit(problem.code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output wants no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        print("restore.py: %s" % error, file=sys.stderr)
+        sys.exit(1)
+    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+        print("restore.py: an object of the repository is damaged: %s: %s" % (type(error).__name__, error), file=sys.stderr)
+        sys.exit(21)

@@ -5,6 +5,12 @@
 #[path = "cli/demo.rs"]
 mod demo;
 mod harness;
+#[path = "cli/keys.rs"]
+mod keys;
+#[path = "cli/operate.rs"]
+mod operate;
+#[path = "cli/pages.rs"]
+mod pages;
 #[path = "cli/restore.rs"]
 mod restore;
 
@@ -201,7 +207,7 @@ fn usage_errors_end_with_2_and_are_json_where_asked() {
             args.contains(&"--json"),
             "{args:?}: {text}"
         );
-        assert!(!text.stderr.is_empty(), "{args:?}");
+        assert_ne!(text.stderr.is_empty(), text.stdout.is_empty(), "{args:?}: {text}");
         let said = run_code(
             lifeboat()
                 .arg("--json")
@@ -492,29 +498,6 @@ fn an_empty_repository_answers_and_key_operations_are_confirmed() {
 }
 
 #[test]
-fn completions_and_manual_pages() {
-    for shell in ["bash", "zsh", "fish"] {
-        let said = run_ok(lifeboat().args(["completions", shell]));
-        assert!(
-            said.stdout.contains("backup") && said.stdout.contains("max-gap"),
-            "{shell}"
-        );
-    }
-    let dir = temp_dir();
-    let pages = dir.path().join("man/man1");
-    let said = run_ok(lifeboat().args(["--json", "man"]).arg(&pages));
-    for command in COMMANDS {
-        let page = std::fs::read_to_string(pages.join(format!("backup-{command}.1"))).unwrap();
-        assert!(page.contains("Example"), "{command}");
-    }
-    assert!(pages.join("backup.1").is_file() && pages.join("backup-hold-add.1").is_file());
-    assert_eq!(
-        said.json()["pages"].as_array().unwrap().len(),
-        std::fs::read_dir(&pages).unwrap().count()
-    );
-}
-
-#[test]
 fn output_that_can_not_be_written_is_a_failure_and_a_reader_that_left_is_not() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let status = lifeboat()
@@ -546,6 +529,7 @@ fn the_demo_says_what_is_missing() {
         .env("LIFEBOAT_DEMO_POSTGRES_BIN", Path::new("/nonexistent")));
     assert_eq!(said.code, 1, "{said}");
     assert!(said.stderr.contains("scripts/services install"), "{said}");
+    assert!(said.stderr.contains("LIFEBOAT_DEMO_POCKETBASE"), "{said}");
     assert_eq!(
         std::fs::read_dir(dir.path()).unwrap().count(),
         0,

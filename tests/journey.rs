@@ -341,3 +341,74 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     found
 }
+
+/// A command of RESTORE.md, as an operator copies it.
+fn of_the_page(beginning: &str) -> &'static str {
+    let page = include_str!("../scripts/RESTORE.md");
+    let start = page.find(&format!("`{beginning}")).unwrap() + 1;
+    page[start..].split('`').next().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_the_repository_brings_a_database_back_with_its_owner_and_settings() {
+    let site = Site::new(Store::Directory).await;
+    let (database, owner) = (&site.database, format!("owner_of_{}", site.database));
+    site.sql("create table orders as select n id from generate_series(1, 1000) n");
+    site.sql(&format!("create role {owner} login"));
+    site.sql(&format!("alter database {database} owner to {owner}"));
+    site.sql(&format!("alter database {database} set work_mem = '7MB'"));
+    site.json(&["init"]);
+    site.json(&["run", "orders"]);
+    let out = site.path("out");
+    let identity = site.path("key");
+    restore_py(
+        &site.path("repository"),
+        &[
+            "restore",
+            "orders",
+            "--at",
+            "latest",
+            "--identity",
+            identity.to_str().unwrap(),
+            "--to",
+            out.to_str().unwrap(),
+        ],
+    );
+    let other = harness::postgres::PostgresServer::start(site.server.major());
+    let shell = |beginning: &str, password: &str| {
+        let command = of_the_page(beginning).replace("NAME", database);
+        let mut psql = other.client("psql", "postgres");
+        let path = format!(
+            "{}:{}",
+            other.client_dir().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let environment: Vec<_> = psql
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+            .collect();
+        psql = std::process::Command::new("bash");
+        psql.args(["-c", &command]).current_dir(site.directory.path());
+        psql.envs(environment)
+            .env("PATH", path)
+            .env("PGPASSWORD", password);
+        harness::run_ok(&mut psql);
+    };
+    shell("psql -d postgres -f out/globals.sql", other.password());
+    // As the page says, the superuser has the password of the other server now.
+    shell("pg_restore --create -d postgres", site.server.password());
+    let ask = |sql: &str| {
+        let mut psql = other.client("psql", database);
+        psql.env("PGPASSWORD", site.server.password());
+        harness::run_ok(psql.args(["-XAtc", sql]))
+            .stdout
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(ask("select count(*), sum(id) from orders"), "1000|500500");
+    assert_eq!(ask("show work_mem"), "7MB");
+    assert_eq!(
+        ask("select pg_get_userbyid(datdba) from pg_database where datname = current_database()"),
+        owner
+    );
+}

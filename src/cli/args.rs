@@ -9,12 +9,23 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use crate::error::{Error, Result};
 use crate::types::{RunId, SourceName};
 
+/// What an instant may be, for every help that speaks of one.
+macro_rules! when {
+    () => {
+        "WHEN: RFC 3339 (2026-11-24T14:03:00Z); YYYY-MM-DD HH:MM[:SS] in the policy's zone (without a policy: UTC);
+'2 hours ago'; 'yesterday 14:00'; latest"
+    };
+}
+
 /// Told below `backup --help`: the exit codes and our environment variables, each once.
-const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = concat!(
+    "\
 Example:
   backup restore orders --at 'yesterday 14:00' --to postgres://restorer@db2/orders
 
-WHEN: RFC 3339; YYYY-MM-DD HH:MM[:SS] in the policy's zone; '2 hours ago'; 'yesterday 14:00'; latest
+",
+    when!(),
+    "
 
 Exit codes:
   0    done
@@ -34,7 +45,8 @@ Environment:
   LIFEBOAT_LOG              what is logged: a level, or filters such as lifeboat=debug
   LIFEBOAT_PG_BIN           where Postgres client programs are looked for first
   LIFEBOAT_DEMO_POSTGRES_BIN, LIFEBOAT_DEMO_POCKETBASE
-                            what `backup demo` runs: a directory of programs, a program";
+                            what `backup demo` runs: a directory of programs, a program"
+);
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -69,7 +81,7 @@ pub struct Global {
     /// No progress and no notes: results, warnings and errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Logs more; twice: everything
+    /// Log more: what is done; twice: every object too
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// How logs are written to standard error
@@ -124,7 +136,7 @@ pub enum Command {
     Key(KeyArgs),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
-    /// Write the manual pages into a directory
+    /// Write the manual pages into a directory, and example policies into DIR/policies
     Man(ManArgs),
 }
 
@@ -175,7 +187,7 @@ pub struct ListArgs {
 /// `restore`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\nTARGET: a new or empty directory, or a postgres:// URL: of a database, or of a server, where databases keep\ntheir names and missing roles are made; or env:NAME, file:PATH, where one stands (a password belongs there,\nnot on the command line). With --all: one directory, or SOURCE=TARGET once per source.",
+    after_help = concat!("Example:\n  backup restore orders --at '2026-11-24 14:03' --to postgres://restorer@db2/orders\n  backup restore --all --at '2 hours ago' --to /srv/restored\n\n", when!(), "\n\nTARGET: a new or empty directory, or a postgres:// URL: of a database, or of a server, where databases keep\ntheir names and missing roles are made; or env:NAME, file:PATH, where one stands (a password belongs there,\nnot on the command line). With --all: one directory, or SOURCE=TARGET once per source."),
     group = ArgGroup::new("which").args(["source", "all"]).required(true),
     group = ArgGroup::new("moment").args(["at", "at_lsn", "at_xid", "at_name", "at_point"]).required(true),
 )]
@@ -199,7 +211,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME")]
     pub at_name: Option<String>,
     /// This recovery point
-    #[arg(long, value_name = "RUN")]
+    #[arg(long, value_name = "RUN", value_parser = run_id)]
     pub at_point: Option<RunId>,
     /// Where to: see below
     #[arg(long, value_name = "[SOURCE=]TARGET")]
@@ -210,7 +222,8 @@ pub struct RestoreArgs {
     /// Reuse what is in the target: for physical sources, not built yet
     #[arg(long)]
     pub reuse: bool,
-    /// Accept a recovery point that is up to D (15m, 2h, 1day) before the instant
+    /// Accept a recovery point that is up to D (15m, 2h, 1day) before the instant [default: the source's objective.rpo,
+    /// else twice its schedule's interval; with neither, any gap]
     #[arg(long, value_name = "D", value_parser = duration)]
     pub max_gap: Option<Duration>,
     /// Answer every question with yes
@@ -271,7 +284,7 @@ pub struct PruneArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// Bring an expired recovery point back
-    #[arg(long, value_name = "RUN", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "RUN", conflicts_with = "dry_run", value_parser = run_id)]
     pub undo: Option<RunId>,
 }
 
@@ -291,6 +304,7 @@ pub enum HoldAction {
     #[command(after_help = "Example:\n  backup hold add 01K9ZB3T7Q8M4V6W2X1Y0ZABCD --why 'audit of 2026'")]
     Add {
         /// The run
+        #[arg(value_parser = run_id)]
         run: RunId,
         /// Why; it is kept with the hold
         #[arg(long, value_name = "TEXT")]
@@ -300,12 +314,14 @@ pub enum HoldAction {
     #[command(after_help = "Example:\n  backup hold remove 01K9ZB3T7Q8M4V6W2X1Y0ZABCD")]
     Remove {
         /// The run
+        #[arg(value_parser = run_id)]
         run: RunId,
     },
     /// Show the holds
     #[command(after_help = "Example:\n  backup hold list")]
     List {
         /// Only that of this run
+        #[arg(value_parser = run_id)]
         run: Option<RunId>,
     },
 }
@@ -342,8 +358,10 @@ pub enum KeyAction {
         #[arg(long)]
         yes: bool,
     },
-    /// Wrap every generation to the policy's present recipients
-    #[command(after_help = "Example:\n  backup key rewrap --identity recovery.key --yes")]
+    /// Wrap every generation to the policy's present recipients; it shuts nobody out
+    #[command(
+        after_help = "Example:\n  backup key rewrap --identity recovery.key --yes\n\nIt lets recipients that joined the policy open what was written before. It revokes nothing: older wraps stay, so\na recipient that left still opens every generation that it could open. What is written after the next run is\nclosed to it, since a change of recipients begins a new generation. A generation that this host wrapped to all\nof the policy's recipients before is left as it is."
+    )]
     Rewrap {
         /// The age identity, instead of the policy's
         #[arg(long, value_name = "FILE")]
@@ -364,10 +382,18 @@ pub struct CompletionsArgs {
 
 /// `man`
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  backup man /usr/local/share/man/man1")]
+#[command(
+    after_help = "Example:\n  backup man ./lifeboat && cp ./lifeboat/policies/development.toml policy.toml\n\nThe manual pages go to DIR, the policies that come with Lifeboat (example.toml with every key, development, staging\nand production, env.template, their documentation and schema) to DIR/policies."
+)]
 pub struct ManArgs {
     /// The directory; made if it is not there
     pub dir: PathBuf,
+}
+
+/// A run, in whatever case it was typed; everywhere else it has one spelling only.
+pub fn run_id(text: &str) -> Result<RunId> {
+    text.parse()
+        .or_else(|e| text.to_ascii_uppercase().parse().map_err(|_| e))
 }
 
 fn duration(text: &str) -> Result<Duration> {

@@ -4,25 +4,28 @@ use super::Surroundings;
 use super::init::abilities;
 use super::load;
 use super::text::{clean, table};
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::jobs;
 use crate::jobs::report::CheckReport;
 use crate::source::{Finding, Level};
 use chrono_tz::Tz;
 
-/// Tries everything; exit 1 when a run would fail.
+/// Tries everything; exit 1 when a run would fail, 2 when policy or secrets are the cause.
 pub async fn check(surroundings: &Surroundings) -> Result<u8> {
     let session = surroundings.session()?;
     let report = surroundings.reading(jobs::check::check(&session)).await?;
     let zone = session.policy.timezone;
-    surroundings.printer.result(&report, || text(&report, zone))?;
-    Ok(if report.ok { 0 } else { Kind::Failed.exit_code() })
+    let directory = session.policy.repository.is_directory();
+    surroundings
+        .printer
+        .result(&report, || text(&report, zone, directory))?;
+    Ok(report.exit_code)
 }
 
-fn text(report: &CheckReport, zone: Tz) -> String {
+fn text(report: &CheckReport, zone: Tz, directory: bool) -> String {
     let mut out = findings(&report.findings);
     if let Some(found) = &report.abilities {
-        out += &format!("\n{}", abilities(found));
+        out += &format!("\n{}", abilities(found, directory));
     }
     for source in &report.sources {
         out += &format!("\nsource {} ({})\n", source.source, clean(&source.kind));

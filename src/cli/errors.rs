@@ -8,6 +8,9 @@ use super::printer::Printer;
 use super::target::without_passwords;
 use crate::error::{Error, Kind};
 
+/// What can be done without a policy.
+const OF_REPOSITORY: &str = "Only `list`, `restore` and `verify` take --repository and go without a policy; this command needs --policy FILE.";
+
 /// Shows what is wrong with the arguments (or `--help`, `--version`); gives the exit code.
 pub fn of_arguments(args: &[OsString], error: &clap::Error) -> u8 {
     let json = args.iter().take_while(|a| *a != "--").any(|a| a == "--json");
@@ -22,9 +25,18 @@ pub fn of_arguments(args: &[OsString], error: &clap::Error) -> u8 {
     let ours = without_passwords(&error.render().to_string());
     if !json {
         printer.tell(ours.trim_end());
+        if is_of_repository(error) {
+            printer.tell(&format!("  hint: {OF_REPOSITORY}"));
+        }
         return Kind::Usage.exit_code();
     }
     printer.error(&as_error(error, &ours))
+}
+
+/// Whether `--repository` was given to a command that does not take it.
+fn is_of_repository(error: &clap::Error) -> bool {
+    error.kind() == ErrorKind::UnknownArgument
+        && matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(arg)) if arg.starts_with("--repository"))
 }
 
 fn as_error(error: &clap::Error, text: &str) -> Error {
@@ -47,6 +59,7 @@ fn as_error(error: &clap::Error, text: &str) -> Error {
         _ => None,
     });
     match suggestion {
+        _ if is_of_repository(error) => Error::usage(message).hint(OF_REPOSITORY),
         Some(meant) => Error::usage(message).hint(format!("Did you mean {meant}?")),
         None => Error::usage(message).hint("`backup COMMAND --help` shows what a command takes."),
     }

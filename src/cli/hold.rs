@@ -11,10 +11,6 @@ use crate::jobs::session::Lookup;
 /// Adds, ends or shows holds.
 pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8> {
     let session = surroundings.session()?;
-    let removed = match &action {
-        HoldAction::Remove { run } => Some(*run),
-        _ => None,
-    };
     let report = match action {
         HoldAction::Add { run, why } => {
             if why.trim().is_empty() {
@@ -26,13 +22,12 @@ pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8>
             jobs::hold::add(&session, run, &who, why.trim()).await?
         }
         HoldAction::Remove { run } => jobs::hold::remove(&session, run).await?,
-        HoldAction::List { run } => {
-            let mut report = surroundings.reading(jobs::hold::list(&session)).await?;
-            report.holds.retain(|held| run.is_none_or(|run| held.run == run));
-            report
+        HoldAction::List { run: None } => surroundings.reading(jobs::hold::list(&session)).await?,
+        HoldAction::List { run: Some(run) } => {
+            surroundings.reading(jobs::hold::of_point(&session, run)).await?
         }
     };
-    surroundings.printer.result(&report, || match removed {
+    surroundings.printer.result(&report, || match report.removed {
         Some(run) => format!("{run} is held no more; the rest:\n{}", text(&report)),
         None => text(&report),
     })?;

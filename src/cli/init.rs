@@ -45,7 +45,10 @@ pub async fn init(surroundings: &Surroundings, args: &InitArgs) -> Result<u8> {
     for warning in &report.warnings {
         surroundings.printer.warning(warning);
     }
-    surroundings.printer.result(&report, || text(&report))?;
+    let directory = session.policy.repository.is_directory();
+    surroundings
+        .printer
+        .result(&report, || text(&report, directory))?;
     Ok(0)
 }
 
@@ -76,19 +79,19 @@ fn policy_lines(recipient: &str) -> String {
     format!("[encryption] recipients = [\"{recipient}\"]")
 }
 
-fn text(report: &InitReport) -> String {
+fn text(report: &InitReport, directory: bool) -> String {
     let mut out = format!(
         "repository {} of environment {} is ready at {}\n",
         report.repository,
         report.environment,
         clean(&report.location)
     );
-    out.push_str(&abilities(&report.abilities));
+    out.push_str(&abilities(&report.abilities, directory));
     out
 }
 
-/// What a store can do, a line each.
-pub fn abilities(abilities: &Abilities) -> String {
+/// What a store can do, a line each. A directory has no clock of its own, and no credentials.
+pub fn abilities(abilities: &Abilities, directory: bool) -> String {
     let line = |able: bool, yes: &str, no: &str| format!("  {}\n", if able { yes } else { no });
     let mut out = "the store\n".to_owned();
     let a = abilities;
@@ -110,6 +113,10 @@ pub fn abilities(abilities: &Abilities) -> String {
     out += &line(a.reads_ranges, "reads ranges", "does not read ranges");
     out += &line(a.keeps_versions, "keeps versions", "keeps no versions");
     out += &line(a.locks, "locks objects", "does not lock objects");
+    if directory {
+        out += "  is a directory: whoever can write to it can delete too, so keep a copy elsewhere\n";
+        return out;
+    }
     out += &line(
         a.deletes,
         "lets these credentials delete",

@@ -55,13 +55,16 @@ pub async fn key(surroundings: &Surroundings, action: KeyAction) -> Result<u8> {
         KeyAction::Rewrap { identity, yes } => {
             let session = surroundings.session_with_identity(None, identity)?;
             let what = format!(
-                "rewrap lets the policy's {} recipients open every generation that this identity opens",
+                "rewrap lets the policy's {} recipients open every generation that this identity opens; it shuts nobody out",
                 session.policy.encryption.recipients.len()
             );
             confirm(surroundings, yes, &what).await?;
             jobs::keys::rewrap(&session).await?
         }
     };
+    for warning in &report.warnings {
+        surroundings.printer.warning(warning);
+    }
     surroundings.printer.result(&report, || text(&report))?;
     Ok(0)
 }
@@ -77,7 +80,7 @@ fn text(report: &KeyReport) -> String {
             let opens = match g.opens {
                 Some(true) => "yes",
                 Some(false) => "NO",
-                None => "no identity here",
+                None => "unknown",
             };
             [
                 g.generation.to_string(),

@@ -4,7 +4,7 @@ use chrono::SecondsFormat;
 use chrono_tz::Tz;
 
 use super::Surroundings;
-use super::args::ListArgs;
+use super::args::{ListArgs, run_id};
 use super::load;
 use super::text::{clean, count, rfc3339, size, table, utc, utc_or};
 use crate::error::{Kind, Result};
@@ -14,9 +14,15 @@ use crate::types::{RunId, SourceName};
 
 /// Shows points and windows; exit 21 when a commit can not be read.
 pub async fn list(surroundings: &Surroundings, args: &ListArgs) -> Result<u8> {
-    let run: Option<RunId> = args.what.as_deref().and_then(|what| what.parse().ok());
     let session = surroundings.session_with_identity(args.repository.as_deref(), args.identity.clone())?;
     let zone = session.policy.timezone;
+    // A source may have a name that would do for a run in small letters.
+    let is_source = |what: &&str| session.policy.sources.keys().any(|s| s.as_str() == *what);
+    let run: Option<RunId> = args
+        .what
+        .as_deref()
+        .filter(|what| !is_source(what))
+        .and_then(|what| run_id(what).ok());
     if let Some(run) = run {
         let report = surroundings.reading(jobs::list::point(&session, run)).await?;
         surroundings

@@ -32,25 +32,29 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+/// What is logged of others: the SDK warns of what our own errors say better.
+const OTHERS: &str = "warn,aws_config=error,aws_smithy_runtime=error";
+/// What a level may be.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Begins to log. `-v` and `-q` win over the variable; without any of them warnings are logged.
 ///
 /// # Errors
 /// The variable is no filter.
 pub fn start(global: &Global, lookup: &Lookup, bars: &Bars) -> Result<()> {
-    let directives = match (global.quiet, global.verbose) {
-        (true, _) => "error".to_owned(),
-        (_, 0) => lookup(FILTER_VARIABLE)
-            .filter(|text| !text.trim().is_empty())
-            // The SDK warns of what our own errors say better.
-            .unwrap_or_else(|| "warn,aws_config=error,aws_smithy_runtime=error".to_owned()),
-        (_, 1) => "warn,lifeboat=info".to_owned(),
-        (_, 2) => "info,lifeboat=debug".to_owned(),
-        (_, _) => "debug,lifeboat=trace".to_owned(),
+    let given = lookup(FILTER_VARIABLE).filter(|text| !text.trim().is_empty());
+    let directives = match (global.quiet, global.verbose, given) {
+        (true, ..) => "error".to_owned(),
+        (_, 0, None) => OTHERS.to_owned(),
+        (_, 0, Some(text)) => directives(&text)?,
+        (_, 1, _) => format!("{OTHERS},lifeboat=info"),
+        (_, 2, _) => format!("{OTHERS},lifeboat=debug"),
+        // Never more of others: what they trace might be secret.
+        (_, _, _) => "info,lifeboat=trace".to_owned(),
     };
-    let filter = EnvFilter::builder().parse(&directives).map_err(|e| {
-        Error::usage(format!("{FILTER_VARIABLE} is not a log filter: {e}"))
-            .hint("It is a level (error, warn, info, debug, trace) or filters such as lifeboat=debug.")
-    })?;
+    let filter = EnvFilter::builder()
+        .parse(&directives)
+        .map_err(|e| no_filter(&e.to_string()))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
@@ -62,4 +66,74 @@ pub fn start(global: &Global, lookup: &Lookup, bars: &Bars) -> Result<()> {
     // An error says that this process logs already (several commands in one process: tests); that one goes on.
     drop(started);
     Ok(())
+}
+
+/// The directives of a filter. A level alone is that of Lifeboat's own logs; a word that is neither a level nor a place
+/// would silently log nothing, so it is refused.
+fn directives(text: &str) -> Result<String> {
+    let text = text.trim();
+    let level = text.to_ascii_lowercase();
+    if LEVELS.contains(&level.as_str()) {
+        return Ok(format!("{OTHERS},lifeboat={level}"));
+    }
+    for part in text.split(',').map(str::trim) {
+        let (place, level) = match part.split_once('=') {
+            Some((place, level)) => (place, Some(level)),
+            None => (part, None),
+        };
+        let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+        let is_place = |word: &str| {
+            !word.is_empty()
+                && word
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':')
+        };
+        let good = match level {
+            Some(level) => is_place(place) && is_level(level),
+            None => is_level(place) || place == "lifeboat" || place.starts_with("lifeboat::"),
+        };
+        if !good {
+            return Err(no_filter(&format!("{part:?} is neither a level nor PLACE=LEVEL")));
+        }
+    }
+    Ok(text.to_owned())
+}
+
+fn no_filter(why: &str) -> Error {
+    Error::usage(format!("{FILTER_VARIABLE} is not a log filter: {why}")).hint(
+        "It is a level (off, error, warn, info, debug, trace), or filters such as lifeboat=debug,hyper=info.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_that_would_mean_nothing_are_refused() {
+        assert_eq!(
+            directives(" DEBUG ").unwrap(),
+            format!("{OTHERS},lifeboat=debug"),
+            "a level is of our own logs"
+        );
+        for good in [
+            "lifeboat=debug",
+            "lifeboat::store=trace,hyper=info",
+            "warn,lifeboat",
+        ] {
+            assert_eq!(directives(good).unwrap(), good);
+        }
+        for bad in [
+            "bogus=,",
+            "bogus",
+            "debug,",
+            ",",
+            "=info",
+            "lifeboat=loud",
+            "inof",
+        ] {
+            let e = directives(bad).unwrap_err();
+            assert!(e.message().contains("LIFEBOAT_LOG"), "{bad}: {}", e.message());
+        }
+    }
 }

@@ -95,16 +95,23 @@ impl Printer {
         })
     }
 
-    /// Something good to know; not with `--quiet`.
+    /// Something good to know; not with `--quiet`, nor with `--json`: its document says what there is to know.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.tell(text);
+            self.to_people(text);
         }
     }
 
-    /// Something that must be said.
+    /// Something that must be said now, also with `--json`: no document would say it, or only when it is too late.
     pub fn tell(&self, text: &str) {
         self.err(&format!("{}\n", clean(text)));
+    }
+
+    /// Something that the document says, for those who get none.
+    fn to_people(&self, text: &str) {
+        if !self.json {
+            self.tell(text);
+        }
     }
 
     /// A question, answered on the same line.
@@ -119,9 +126,9 @@ impl Printer {
 
     /// A failure of a part, which the result tells too.
     pub fn failure(&self, what: &str, failure: &Failure) {
-        self.tell(&format!("error: {what}: {}", failure.message));
+        self.to_people(&format!("error: {what}: {}", failure.message));
         if let Some(hint) = &failure.hint {
-            self.tell(&format!("  hint: {hint}"));
+            self.to_people(&format!("  hint: {hint}"));
         }
     }
 
@@ -133,13 +140,14 @@ impl Printer {
                 error: Failure::from(error),
             };
             if let Err(e) = self.result(&document, String::new) {
+                self.tell(&format!("error: {}", error.chain()));
                 self.tell(&format!("error: {}", e.chain()));
                 code = e.kind().exit_code();
             }
         }
-        self.tell(&format!("error: {}", error.chain()));
+        self.to_people(&format!("error: {}", error.chain()));
         if let Some(hint) = error.hint_text() {
-            self.tell(&format!("  hint: {hint}"));
+            self.to_people(&format!("  hint: {hint}"));
         }
         code
     }

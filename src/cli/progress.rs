@@ -33,6 +33,7 @@ impl Bars {
 
 impl Progress for Bars {
     fn phase(&self, name: &str, total_bytes: Option<u64>) {
+        tracing::info!(bytes = total_bytes, "{}", clean(name));
         if !self.shown {
             return;
         }

@@ -5,7 +5,7 @@ use super::args::PruneArgs;
 use super::text::{count, point, size, table, utc};
 use crate::error::Result;
 use crate::jobs;
-use crate::jobs::report::{Expired, PruneReport};
+use crate::jobs::report::{PruneReport, Undone};
 
 /// Expires and sweeps, plans only, or undoes.
 pub async fn prune(surroundings: &Surroundings, args: &PruneArgs) -> Result<u8> {
@@ -24,7 +24,7 @@ pub async fn prune(surroundings: &Surroundings, args: &PruneArgs) -> Result<u8> 
     Ok(0)
 }
 
-fn undone(back: &Expired) -> String {
+fn undone(back: &Undone) -> String {
     format!(
         "{} of {} (at {}) is back\nThe next prune expires it again unless it is held: backup hold add {} --why \"...\"\n",
         back.run,

@@ -4,8 +4,8 @@ use super::Session;
 use super::backup::open_source;
 use super::report::{CheckReport, CheckedSource};
 use super::session::Role;
-use crate::error::{Error, Result};
-use crate::policy::{SourcePolicy, secrets};
+use crate::error::{Error, Kind, Result};
+use crate::policy::{SourcePolicy, examples, secrets};
 use crate::repository::{Repository, generation, layout};
 use crate::schedule::Schedule;
 use crate::source::{Finding, Level};
@@ -13,36 +13,65 @@ use crate::state::StateDir;
 use crate::store::Abilities;
 use crate::types::SourceName;
 
+/// What is found, and whether policy or secrets are the cause of an error among it.
+#[derive(Default)]
+struct Found {
+    list: Vec<Finding>,
+    of_policy: bool,
+}
+
+impl Found {
+    fn push(&mut self, finding: Finding) {
+        self.list.push(finding);
+    }
+    fn fail(&mut self, name: &str, e: &Error) {
+        self.of_policy |= e.kind() == Kind::Usage;
+        self.list.push(from_error(name, e));
+    }
+}
+
 /// Policy, secrets, access, store abilities, sources, next runs.
 ///
 /// # Errors
 /// None: what is wrong is a finding.
 pub async fn check(session: &Session) -> Result<CheckReport> {
-    let mut findings = Vec::new();
-    findings.extend(secrets::check_all(&session.policy, &*session.lookup));
+    let mut found = Found::default();
+    let secrets = secrets::check_all(&session.policy, &*session.lookup);
+    found.of_policy = secrets.iter().any(|f| f.level == Level::Error);
+    found.list.extend(secrets);
     if !session.policy.not_acted_on.is_empty() {
-        findings.push(Finding::warning(
+        found.push(Finding::warning(
             "not yet",
             format!("this version does not act on {}", session.policy.not_acted_on.join(", ")),
             "Nothing is run, drilled or told by itself: call `backup run`, `prune`, `verify` and `status` from timers, and watch their exit codes.",
         ));
     }
-    findings.push(encryption(session));
-    findings.push(state(session));
-    let abilities = repository(session, &mut findings).await;
+    encryption(session, &mut found);
+    found.push(state(session));
+    let abilities = repository(session, &mut found).await;
     let mut sources = Vec::new();
+    let mut of_policy = found.of_policy;
     for (name, policy) in &session.policy.sources {
-        sources.push(source(session, name, policy).await);
+        let (source, by_policy) = source(session, name, policy).await;
+        of_policy |= by_policy;
+        sources.push(source);
     }
-    let errors = findings
+    let errors = found
+        .list
         .iter()
         .chain(sources.iter().flat_map(|s| &s.findings))
         .any(|f| f.level == Level::Error);
     Ok(CheckReport {
         ok: !errors,
-        findings,
+        findings: found.list,
         abilities,
         sources,
+        exit_code: match (errors, of_policy) {
+            (false, _) => 0,
+            // As every other command says of the same cause.
+            (true, true) => Kind::Usage.exit_code(),
+            (true, false) => Kind::Failed.exit_code(),
+        },
     })
 }
 
@@ -54,24 +83,29 @@ fn from_error(name: &str, e: &Error) -> Finding {
     )
 }
 
-fn encryption(session: &Session) -> Finding {
+fn encryption(session: &Session, found: &mut Found) {
     let recipients = &session.policy.encryption.recipients;
-    let bad = recipients
+    if let Some(e) = recipients
         .iter()
-        .find_map(|r| generation::parse_recipient(r).err());
-    match (bad, recipients.len()) {
-        (Some(e), _) => from_error("recipients", &e),
-        (None, 0) => Finding::error(
+        .find_map(|r| generation::parse_recipient(r).err())
+    {
+        return found.fail("recipients", &e);
+    }
+    if let Err(e) = examples::refuse(&session.policy) {
+        return found.fail("recipients", &e);
+    }
+    match recipients.len() {
+        0 => found.fail(
             "recipients",
-            "encryption.recipients is empty",
-            "Make a key pair with `backup key generate FILE` and add its recipient.",
+            &Error::usage("encryption.recipients is empty")
+                .hint("Make a key pair with `backup key generate FILE` and add its recipient."),
         ),
-        (None, 1) => Finding::warning(
+        1 => found.push(Finding::warning(
             "recipients",
             "there is one recipient only",
             "Add a second one (a recovery key kept elsewhere): if the only identity is lost, so are the backups.",
-        ),
-        (None, n) => Finding::ok("recipients", format!("{n} recipients")),
+        )),
+        n => found.push(Finding::ok("recipients", format!("{n} recipients"))),
     }
 }
 
@@ -85,11 +119,26 @@ fn state(session: &Session) -> Finding {
     }
 }
 
-async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Abilities> {
+/// What was told of the secrets is not told again of what needs them.
+fn without_secrets(session: &Session, name: &str, needed: impl Fn(&str) -> bool) -> Option<Finding> {
+    session.require(needed).err().map(|_| {
+        Finding::warning(
+            name,
+            "not tried: a secret that it needs is missing",
+            "Provide the secrets named above.",
+        )
+    })
+}
+
+async fn repository(session: &Session, findings: &mut Found) -> Option<Abilities> {
+    if let Some(finding) = without_secrets(session, "repository", |key| key.starts_with("repository.")) {
+        findings.push(finding);
+        return None;
+    }
     let repository = match session.open(Role::Writer).await {
         Ok(repository) => repository,
         Err(e) => {
-            findings.push(from_error("repository", &e));
+            findings.fail("repository", &e);
             return None;
         }
     };
@@ -102,18 +151,22 @@ async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Ab
             repository.document().environment
         ),
     ));
-    findings.extend(identity(session, &repository).await);
+    if let Some(finding) = identity(session, &repository).await {
+        // What is wrong with it is what encryption.identity refers to.
+        findings.of_policy |= finding.level == Level::Error;
+        findings.push(finding);
+    }
     let probe = match session.world.ulid() {
         Ok(ulid) => layout::probe_prefix(ulid),
         Err(e) => {
-            findings.push(from_error("store", &e));
+            findings.fail("store", &e);
             return None;
         }
     };
     let abilities = match repository.store().probe(&probe, session.world.clock.now()).await {
         Ok(abilities) => abilities,
         Err(e) => {
-            findings.push(from_error("store", &e.into()));
+            findings.fail("store", &e.into());
             return None;
         }
     };
@@ -127,10 +180,16 @@ async fn repository(session: &Session, findings: &mut Vec<Finding>) -> Option<Ab
         }
     }
     if session.policy.prune.is_some() {
-        findings.push(match session.open(Role::Pruner).await {
-            Ok(_) => Finding::ok("prune", "the prune credentials can read the repository"),
-            Err(e) => from_error("prune", &e),
-        });
+        match without_secrets(session, "prune", |key| key.starts_with("prune.")) {
+            Some(finding) => findings.push(finding),
+            None => match session.open(Role::Pruner).await {
+                Ok(_) => findings.push(Finding::ok(
+                    "prune",
+                    "the prune credentials can read the repository",
+                )),
+                Err(e) => findings.fail("prune", &e),
+            },
+        }
     }
     Some(abilities)
 }
@@ -177,11 +236,17 @@ async fn identity(session: &Session, repository: &Repository) -> Option<Finding>
     })
 }
 
-async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> CheckedSource {
-    let mut findings = match open_source(session, name, policy) {
-        Ok(source) => source.check(&session.world).await,
-        Err(e) => vec![from_error("source", &e)],
-    };
+/// A source, and whether policy or secrets are the cause of an error.
+async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> (CheckedSource, bool) {
+    let mut findings = Found::default();
+    let own = format!("source.{name}.");
+    match without_secrets(session, "source", |key| key.starts_with(&own)) {
+        Some(finding) => findings.push(finding),
+        None => match open_source(session, name, policy) {
+            Ok(source) => findings.list = source.check(&session.world).await,
+            Err(e) => findings.fail("source", &e),
+        },
+    }
     if policy.retention.is_none() {
         findings.push(Finding::warning(
             "retention",
@@ -198,13 +263,14 @@ async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> 
         )),
         Some(text) => match Schedule::parse(text, policy.timezone) {
             Ok(schedule) => next_runs = schedule.next_slots(session.world.clock.now(), 5),
-            Err(e) => findings.push(from_error("schedule", &e)),
+            Err(e) => findings.fail("schedule", &e),
         },
     }
-    CheckedSource {
+    let checked = CheckedSource {
         source: name.clone(),
         kind: policy.kind.name().to_owned(),
-        findings,
+        findings: findings.list,
         next_runs,
-    }
+    };
+    (checked, findings.of_policy)
 }

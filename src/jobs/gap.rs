@@ -65,6 +65,17 @@ fn roomy(gap: TimeDelta) -> String {
     humantime::format_duration(rounded).to_string().replace(' ', "")
 }
 
+/// Says that nothing was there to hold the gap against.
+pub(super) fn without_limit(session: &Session, request: &Request, plan: &Plan) -> Option<String> {
+    let asked = request.max_gap.is_some() || request.gap_accepted || plan.gap <= TimeDelta::zero();
+    (!asked && usual_gap(session, &request.source).is_none()).then(|| {
+        format!(
+            "no objective (rpo) is set and no schedule: any gap is accepted, here {}",
+            in_words(plan.gap)
+        )
+    })
+}
+
 /// `objective.rpo`, else twice the schedule's interval; none without either.
 fn usual_gap(session: &Session, source: &SourceName) -> Option<Duration> {
     let policy = session.policy.sources.get(source)?;

@@ -66,7 +66,9 @@ pub async fn remove(session: &Session, run: RunId) -> Result<HoldReport> {
                 .hint("The store keeps versions and shows the first one: end the hold without --versions."),
         );
     }
-    all(&repository).await
+    let mut report = all(&repository).await?;
+    report.removed = Some(run);
+    Ok(report)
 }
 
 /// All holds.
@@ -75,6 +77,20 @@ pub async fn remove(session: &Session, run: RunId) -> Result<HoldReport> {
 /// The repository; a damaged hold.
 pub async fn list(session: &Session) -> Result<HoldReport> {
     all(&session.open(Role::Writer).await?).await
+}
+
+/// The hold of one point, if it is held.
+///
+/// # Errors
+/// No such point; the repository; a damaged hold.
+pub async fn of_point(session: &Session, run: RunId) -> Result<HoldReport> {
+    let repository = session.open(Role::Writer).await?;
+    let mut report = all(&repository).await?;
+    report.holds.retain(|held| held.run == run);
+    if report.holds.is_empty() {
+        session.source_of_run(&repository, run).await?;
+    }
+    Ok(report)
 }
 
 async fn all(repository: &Repository) -> Result<HoldReport> {
@@ -96,5 +112,5 @@ async fn all(repository: &Repository) -> Result<HoldReport> {
             }
         }
     }
-    Ok(HoldReport { holds })
+    Ok(HoldReport { holds, removed: None })
 }

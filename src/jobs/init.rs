@@ -4,7 +4,7 @@ use super::Session;
 use super::report::InitReport;
 use super::session::Role;
 use crate::error::{Error, Result};
-use crate::policy::StoreUrl;
+use crate::policy::{StoreUrl, examples};
 use crate::repository::{generation, layout};
 use crate::state;
 use crate::store::Abilities;
@@ -22,6 +22,7 @@ pub async fn init(session: &Session) -> Result<InitReport> {
     for recipient in recipients {
         generation::parse_recipient(recipient)?;
     }
+    examples::refuse(&session.policy)?;
     if let StoreUrl::Directory(path) = &session.policy.repository.url {
         state::make_dir(path)?;
     }
@@ -45,7 +46,9 @@ pub(super) fn warnings(session: &Session, abilities: &Abilities) -> Vec<String> 
         warnings.push("there is one recipient only: if its identity is lost, so are the backups".to_owned());
     }
     let locks = session.policy.repository.object_lock.is_some();
-    if abilities.deletes && !locks {
+    // Of a directory that goes without saying, and nobody can mend it.
+    let directory = session.policy.repository.is_directory();
+    if abilities.deletes && !locks && !directory {
         warnings.push(
             "the writer's credentials can delete: who steals this host can delete the backups".to_owned(),
         );

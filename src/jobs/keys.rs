@@ -43,7 +43,14 @@ pub fn generate(world: &World, file: &Path) -> Result<String> {
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => Error::usage(format!("{} is there already", file.display()))
                 .hint("An identity is never replaced; choose another file."),
-            _ => Error::failed(format!("can not write {}", file.display())).because(e),
+            std::io::ErrorKind::NotFound => {
+                let parent = file.parent().unwrap_or(Path::new("."));
+                Error::usage(format!("there is no directory {}", parent.display()))
+                    .hint(format!("Make it first: mkdir -p {}", parent.display()))
+            }
+            _ => Error::failed(format!("can not write {}", file.display()))
+                .hint("Choose a place that this user may write.")
+                .because(e),
         })?;
     out.write_all(text.as_bytes())
         .doing(|| format!("can not write {}", file.display()))?;
@@ -58,7 +65,7 @@ pub fn generate(world: &World, file: &Path) -> Result<String> {
 /// The repository, an unreadable identity.
 pub async fn list(session: &Session) -> Result<KeyReport> {
     let repository = session.open(Role::Writer).await?;
-    report(session, &repository, Vec::new()).await
+    report(session, &repository, Vec::new(), Vec::new()).await
 }
 
 pub(super) async fn wraps(repository: &Repository) -> Result<BTreeMap<GenerationId, u64>> {
@@ -71,8 +78,13 @@ pub(super) async fn wraps(repository: &Repository) -> Result<BTreeMap<Generation
     Ok(wraps)
 }
 
-async fn report(session: &Session, repository: &Repository, done: Vec<String>) -> Result<KeyReport> {
-    let mut keys = session.key_ring()?;
+async fn report(
+    session: &Session,
+    repository: &Repository,
+    done: Vec<String>,
+    mut warnings: Vec<String>,
+) -> Result<KeyReport> {
+    let mut keys = at_hand(session, &mut warnings)?;
     let current = current(session, repository)?;
     let mut generations = Vec::new();
     for (id, count) in wraps(repository).await? {
@@ -83,7 +95,26 @@ async fn report(session: &Session, repository: &Repository, done: Vec<String>) -
             current: current.as_ref().is_some_and(|g| g.id == id),
         });
     }
-    Ok(KeyReport { generations, done })
+    Ok(KeyReport {
+        generations,
+        done,
+        warnings,
+    })
+}
+
+/// The identities at hand, for what is shown only: a host whose policy names one that is not there can do without. One
+/// that `--identity` names must be there.
+fn at_hand(session: &Session, warnings: &mut Vec<String>) -> Result<KeyRing> {
+    match session.key_ring() {
+        Err(e) if session.identity_file.is_none() => {
+            warnings.push(format!(
+                "which generations the identity opens is unknown: {}",
+                e.chain()
+            ));
+            Ok(KeyRing::new(Vec::new()))
+        }
+        keys => keys,
+    }
 }
 
 pub(super) async fn opens(
@@ -121,11 +152,13 @@ pub async fn rotate(session: &Session) -> Result<KeyReport> {
         session,
         &repository,
         vec![format!("runs are encrypted to generation {} from now on", new.id)],
+        Vec::new(),
     )
     .await
 }
 
-/// Wraps every generation that the identity opens to the present recipients.
+/// Wraps every generation that the identity opens to the present recipients, but those that this host knows each of them
+/// to open. It shuts nobody out: older wraps stay, and every commit carries one.
 ///
 /// # Errors
 /// No identity; a generation that none opens (the others are done first).
@@ -145,6 +178,13 @@ pub async fn rewrap(session: &Session) -> Result<KeyReport> {
     let mut known = Wraps::read(&state, repository.id())?;
     let (mut done, mut closed) = (Vec::new(), Vec::new());
     for id in wraps(&repository).await?.into_keys() {
+        if known.cover(id, recipients) {
+            done.push(format!(
+                "generation {id} is open to these {} recipients already",
+                recipients.len()
+            ));
+            continue;
+        }
         match keys.open(&repository, id, None).await {
             Ok(identity) => {
                 generation::wrap_identity(&repository, &session.world, id, &identity, recipients).await?;
@@ -164,9 +204,14 @@ pub async fn rewrap(session: &Session) -> Result<KeyReport> {
             format!("no identity at hand opens generations {}", closed.join(", ")),
         )
         .hint(format!(
-            "{} others were wrapped anew; run it again with an identity that opens these.",
+            "{} others are done; run it again with an identity that opens these.",
             done.len()
         )));
     }
-    report(session, &repository, done).await
+    let warnings = vec![
+        "rewrap shuts nobody out: whoever could open a generation still can; a recipient that left the policy opens \
+         nothing written after the next run, which begins a new generation"
+            .to_owned(),
+    ];
+    report(session, &repository, done, warnings).await
 }

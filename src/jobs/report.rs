@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::source::{Finding, Part};
+use crate::state::last::LastRun;
 use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
 
@@ -55,6 +56,9 @@ pub struct CheckReport {
     pub abilities: Option<Abilities>,
     /// The sources.
     pub sources: Vec<CheckedSource>,
+    /// Process exit code.
+    #[serde(skip)]
+    pub exit_code: u8,
 }
 
 /// A source in `check`.
@@ -366,11 +370,25 @@ pub struct Swept {
     pub bytes: u64,
 }
 
-/// `hold list`
+/// `prune --undo`
+#[derive(Clone, Debug, Serialize)]
+pub struct Undone {
+    /// The source.
+    pub source: SourceName,
+    /// The run that is back.
+    pub run: RunId,
+    /// Its instant.
+    pub at: DateTime<Utc>,
+}
+
+/// `hold`
 #[derive(Clone, Debug, Serialize)]
 pub struct HoldReport {
     /// The holds.
     pub holds: Vec<Held>,
+    /// The run that is held no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub removed: Option<RunId>,
 }
 
 /// A hold.
@@ -410,6 +428,8 @@ pub struct SourceStatus {
     pub rpo_seconds: Option<f64>,
     /// The objective: `objective.rpo`, else twice the schedule's interval.
     pub rpo_objective_seconds: Option<f64>,
+    /// The last run of this state directory that ended, or was killed.
+    pub last_run: Option<LastRun>,
     /// The last drill.
     pub last_drill: Option<Drilled>,
     /// What is wrong, a sentence each.
@@ -423,6 +443,8 @@ pub struct KeyReport {
     pub generations: Vec<ListedGeneration>,
     /// What was done.
     pub done: Vec<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
 }
 
 /// A generation.
@@ -432,7 +454,7 @@ pub struct ListedGeneration {
     pub generation: GenerationId,
     /// How many wraps it has.
     pub wraps: u64,
-    /// Whether the identity at hand opens it; none: no identity at hand.
+    /// Whether the identity at hand opens it; none: unknown, there is no identity at hand.
     pub opens: Option<bool>,
     /// Whether this host encrypts to it now.
     pub current: bool,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
-use super::gap::{check_gap, stamp};
+use super::gap::{check_gap, stamp, without_limit};
 use super::outline::outline;
 use super::report::RestoreReport;
 use super::session::Role;
@@ -308,6 +308,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
     };
     check_gap(session, request, &plan)
         .map_err(|e| with_hint(e, nearer_expired(&catalog, goal, Some(plan.at))))?;
+    warnings.extend(without_limit(session, request, &plan));
     let offset = commit.clocks.source_minus_store_ms();
     if offset.abs() > 1000 {
         warnings.push(format!(
@@ -504,20 +505,17 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
             ),
             None => format!("The nearest that can be restored is {}.", stamp(first.at)),
         }),
-        Refusal::UnknownPoint => {
-            let hidden = matches!(goal, Goal::Point(run) if catalog.tombstones.contains_key(&run));
-            let error = Error::new(Kind::Unreachable, format!("{source} has no such recovery point"));
-            if hidden {
-                error.hint(match goal {
-                    Goal::Point(run) => format!(
-                        "It has expired and waits for its grace: `backup prune --undo {run}` brings it back."
-                    ),
-                    _ => "It has expired and waits for its grace.".to_owned(),
-                })
-            } else {
-                error.hint("`backup list` shows the recovery points.")
-            }
-        }
+        Refusal::UnknownPoint => match goal {
+            Goal::Point(run) if catalog.tombstones.contains_key(&run) => Error::new(
+                Kind::Unreachable,
+                format!("the recovery point {run} of {source} has expired"),
+            )
+            .hint(format!(
+                "It waits for its grace: `backup prune --undo {run}` brings it back."
+            )),
+            _ => Error::usage(format!("{source} has no such recovery point"))
+                .hint("`backup list` shows the recovery points."),
+        },
         Refusal::Damaged(reason, nearest) => {
             let error = Error::damaged(format!("the recovery point of {source} is damaged: {reason}"));
             match nearest {

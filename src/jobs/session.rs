@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::World;
 use crate::error::{Error, Kind, Result};
-use crate::policy::{Policy, SecretRef, secrets};
+use crate::policy::{Policy, SecretRef, examples, secrets};
 use crate::progress::Progress;
 use crate::repository::generation::{self, KeyRing};
 use crate::repository::{Repository, Settings, layout};
@@ -137,24 +137,41 @@ impl Session {
     /// No repository, another environment, an unknown format.
     pub async fn open(&self, role: Role) -> Result<Repository> {
         let environment = (!self.any_environment).then_some(&self.policy.environment);
-        Repository::open(self.store(role).await?, self.settings(), environment).await
+        let opened = Repository::open(self.store(role).await?, self.settings(), environment).await;
+        opened.map_err(|e| self.where_to_look(e))
+    }
+
+    /// Where there is no repository: what gave the URL, and what makes one.
+    fn where_to_look(&self, e: Error) -> Error {
+        if e.kind() != Kind::NoRepository {
+            return e;
+        }
+        e.hint(if self.any_environment {
+            "Check the URL that --repository gives."
+        } else if self.policy.repository.is_directory() {
+            "`backup init` makes the directory and the repository; or correct repository.url in the policy."
+        } else {
+            "`backup init` makes the repository, once the bucket is there; or correct repository.url in the policy."
+        })
     }
 
     /// The repository as a run uses it: never with `versions`, since what is written must be what is read.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// As [`Self::open`]; a policy that encrypts to a recipient of the examples.
     pub async fn open_for_writing(&self) -> Result<Repository> {
+        examples::refuse(&self.policy)?;
         let settings = Settings {
             versions: false,
             ..self.settings()
         };
-        Repository::open(
+        let opened = Repository::open(
             self.store(Role::Writer).await?,
             settings,
             Some(&self.policy.environment),
         )
-        .await
+        .await;
+        opened.map_err(|e| self.where_to_look(e))
     }
 
     /// Makes the repository.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::Session;
+use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
 use crate::error::Result;
@@ -42,12 +43,16 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         .iter()
         .filter(|s| s.rpo_objective_seconds.is_none())
         .count();
+    let all = match sources.len() {
+        1 => "The source has".to_owned(),
+        n => format!("All {n} sources have"),
+    };
     let sentence = match (sources.len(), bad) {
         (0, _) => "The policy has no sources.".to_owned(),
-        (n, 0) if blind > 0 => format!(
-            "All {n} sources have a recovery point; {blind} without an objective or schedule, so nothing tells when it is too old.{loss}"
+        (_, 0) if blind > 0 => format!(
+            "{all} a recovery point; {blind} without an objective or schedule, so nothing tells when it is too old.{loss}"
         ),
-        (n, 0) => format!("All {n} sources have a recovery point within their objective.{loss}"),
+        (_, 0) => format!("{all} a recovery point within the objective.{loss}"),
         (n, bad) => format!("{bad} of {n} sources need attention.{loss}"),
     };
     Ok(StatusReport {
@@ -69,7 +74,8 @@ async fn source_status(
     for run in catalog.unreadable.keys() {
         problems.push(format!("the commit of {run} can not be read"));
     }
-    let mut newest = None;
+    let (mut newest, mut newest_finished) = (None, None);
+    let mut damaged_points = Vec::new();
     for point in catalog
         .points
         .values()
@@ -84,11 +90,33 @@ async fn source_status(
             }
         };
         if damaged {
-            problems.push(format!("recovery point {} is damaged", point.commit.run));
+            damaged_points.push(point.commit.run);
         } else {
             newest = newest.max(Some(point.commit.at));
+            newest_finished = newest_finished.max(Some(point.commit.finished));
         }
     }
+    // Points come oldest first.
+    match damaged_points.as_slice() {
+        [] => {}
+        [one] => problems.push(format!("recovery point {one} is damaged")),
+        [.., last] => problems.push(format!(
+            "{} recovery points are damaged, the newest of them {last}: `backup list {name}` shows them",
+            damaged_points.len()
+        )),
+    }
+    let last_run = match last::last(session, name) {
+        Ok(last) => last,
+        Err(e) => {
+            problems.push(format!("how the last run ended is unknown: {}", e.chain()));
+            None
+        }
+    };
+    problems.extend(
+        last_run
+            .as_ref()
+            .and_then(|last| last::problem(last, newest_finished)),
+    );
     if repository.object_lock().is_some() {
         problems.extend(unlocked(repository, name, &catalog).await?);
     }
@@ -106,12 +134,12 @@ async fn source_status(
         )),
         _ => {}
     }
-    let _ = session;
     Ok(SourceStatus {
         source: name.clone(),
         newest_at: newest,
         rpo_seconds: age,
         rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
+        last_run,
         last_drill: None,
         problems,
     })

@@ -1,5 +1,6 @@
 //! The policy file: what, when, where, how long.
 
+pub mod examples;
 pub mod keys;
 pub mod model;
 pub mod parse;
@@ -40,7 +41,7 @@ pub fn find(explicit: Option<&Path>, lookup: Lookup<'_>) -> Result<PathBuf> {
                 "there is no policy: neither --policy nor LIFEBOAT_POLICY is given, and there is no ./{}",
                 PLACES.join(" or ")
             ))
-            .hint("policies/example.toml shows every key; start with a copy of policies/development.toml.")
+            .hint("Start with a copy of development.toml: `backup man DIR` writes it to DIR/policies, beside example.toml, which shows every key.")
         })
 }
 

@@ -99,6 +99,13 @@ pub struct RepositoryPolicy {
     pub credentials: Option<StoreCredentials>,
 }
 
+impl RepositoryPolicy {
+    /// Whether it is a directory of this host.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.url, StoreUrl::Directory(_))
+    }
+}
+
 /// `object_lock = { mode, days }`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectLock {

@@ -27,7 +27,7 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// # Errors
 /// Everything that is wrong, each with its place.
 pub fn parse(text: &str, path: &Path, lookup: Lookup<'_>) -> Result<Policy, PolicyErrors> {
-    let problems = Problems::new(text);
+    let problems = Problems::new(text, directory_of(path));
     let (table, errors) = DeTable::parse_recoverable(text);
     // What was understood of a broken text would only be said to lack the rest. The messages repeat no value.
     for e in &errors {
@@ -49,6 +49,12 @@ pub fn parse(text: &str, path: &Path, lookup: Lookup<'_>) -> Result<Policy, Poli
     }
 }
 
+/// The directory of a policy: relative paths in it are taken from there.
+fn directory_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
 fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy> {
     let environment = root.parsed("environment", str::parse);
     let timezone = zone(root, "timezone").unwrap_or(Tz::UTC);
@@ -63,7 +69,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         .map(|r| verify(&r))
         .unwrap_or_default();
     let dir = root.table("state", "state").and_then(|r| {
-        let dir = r.filled("dir");
+        let dir = r.path("dir");
         r.finish(&[]);
         dir
     });
@@ -132,13 +138,16 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
 }
 
 /// `state.dir`, `$LIFEBOAT_STATE`, systemd's `$STATE_DIRECTORY`, then `/var/lib/lifeboat`.
-fn state_dir(policy: Option<String>, lookup: Lookup<'_>) -> PathBuf {
+fn state_dir(policy: Option<PathBuf>, lookup: Lookup<'_>) -> PathBuf {
     let set = |name: &str| lookup(name).filter(|v| !v.is_empty());
-    policy
-        .or_else(|| set("LIFEBOAT_STATE"))
-        // systemd gives a list when there are several.
-        .or_else(|| set("STATE_DIRECTORY").map(|list| list.split(':').next().unwrap_or_default().to_owned()))
-        .map_or_else(|| PathBuf::from("/var/lib/lifeboat"), PathBuf::from)
+    // systemd gives a list when there are several.
+    let of_systemd =
+        || set("STATE_DIRECTORY").map(|list| list.split(':').next().unwrap_or_default().to_owned());
+    policy.unwrap_or_else(|| {
+        set("LIFEBOAT_STATE")
+            .or_else(of_systemd)
+            .map_or_else(|| PathBuf::from("/var/lib/lifeboat"), PathBuf::from)
+    })
 }
 
 pub(super) fn zone(reader: &Reader<'_, '_>, key: &str) -> Option<Tz> {
@@ -260,7 +269,7 @@ fn repository(reader: &Reader<'_, '_>) -> Option<RepositoryPolicy> {
         endpoint,
         region: reader.filled("region"),
         path_style: reader.boolean("path_style"),
-        ca_file: reader.filled("ca_file").map(PathBuf::from),
+        ca_file: reader.path("ca_file"),
         max_rate: reader.size("max_rate"),
         grace: reader.duration("grace").unwrap_or(72 * HOUR),
         object_lock,
@@ -412,7 +421,7 @@ fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
         reader.duration(key);
     }
     reader.size("budget");
-    reader.filled("binaries");
+    reader.path("binaries");
     for check in reader.tables("checks", "check") {
         if let Some((message, hint)) = check.filled("source").and_then(|name| undefined(&name)) {
             check.problem("source", message, hint);

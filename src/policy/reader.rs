@@ -65,21 +65,24 @@ impl std::error::Error for PolicyErrors {}
 
 impl From<PolicyErrors> for Error {
     fn from(errors: PolicyErrors) -> Self {
-        Self::usage(errors.to_string()).hint("policies/example.toml shows every key.")
+        Self::usage(errors.to_string())
+            .hint("example.toml shows every key: `backup man DIR` writes it to DIR/policies.")
     }
 }
 
 /// Collects problems of one text.
 pub struct Problems<'t> {
     text: &'t str,
+    directory: PathBuf,
     list: RefCell<Vec<Problem>>,
 }
 
 impl<'t> Problems<'t> {
-    /// Of a text.
-    pub fn new(text: &'t str) -> Self {
+    /// Of a text, whose relative paths are taken from a directory.
+    pub fn new(text: &'t str, directory: PathBuf) -> Self {
         Self {
             text,
+            directory,
             list: RefCell::new(Vec::new()),
         }
     }
@@ -203,6 +206,15 @@ impl<'a, 't> Reader<'a, 't> {
             return None;
         }
         Some(text)
+    }
+    /// A path; a relative one is taken from the policy's directory, wherever the command was started.
+    pub fn path(&self, key: &str) -> Option<PathBuf> {
+        let path = self.filled(key)?;
+        if path.contains('\0') {
+            self.problem(key, "is no path", None);
+            return None;
+        }
+        Some(self.problems.directory.join(path))
     }
     /// A text that something else parses.
     pub fn parsed<T, E: fmt::Display>(&self, key: &str, parse: impl Fn(&str) -> Result<T, E>) -> Option<T> {
@@ -412,14 +424,8 @@ impl<'a, 't> Reader<'a, 't> {
             .map(str::to_owned);
         match (name.get_ref().as_ref(), text) {
             ("env", Some(name)) if is_plain(&name) => Some(SecretRef::Env(name)),
-            ("file", Some(path)) if path.starts_with('/') => Some(SecretRef::File(path.into())),
-            ("file", Some(_)) => {
-                self.problem(
-                    key,
-                    "the path of the file must be absolute",
-                    Some("a timer or a service starts in another directory".to_owned()),
-                );
-                None
+            ("file", Some(path)) if !path.contains('\0') => {
+                Some(SecretRef::File(self.problems.directory.join(path)))
             }
             ("credential", Some(name)) if is_plain(&name) => Some(SecretRef::Credential(name)),
             ("env" | "file" | "credential", _) => {

@@ -75,7 +75,7 @@ fn value(kind: Type) -> Value {
 pub fn page() -> String {
     let mut page = String::from(
         "# The keys of a policy\n\nMade from the table that the parser uses. [example.toml](example.toml) shows every key in use; \
-         [environment.md](environment.md) tells about secrets and variables.\n",
+         [environment.md](environment.md) tells about secrets and variables. A relative path, of whatever key and of a secret's file, is taken from the directory of the policy file.\n",
     );
     let mut sections: Vec<&str> = Vec::new();
     for key in KEYS {

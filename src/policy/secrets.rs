@@ -24,7 +24,7 @@ pub fn resolve(reference: &SecretRef, lookup: Lookup<'_>) -> Result<SecretText> 
             Some(_) => Err(Error::usage(format!("the environment variable {name} is empty"))),
             None => Err(
                 Error::usage(format!("the environment variable {name} is not set"))
-                    .hint("policies/env.template lists the variables of the policies."),
+                    .hint("Set it where this command runs (in a unit: EnvironmentFile=), or correct the reference in the policy."),
             ),
         },
         SecretRef::File(path) => read(path),

@@ -1,7 +1,6 @@
 //! `[source.NAME]`: what is common to all kinds, and what each kind has of its own.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono_tz::Tz;
@@ -155,7 +154,7 @@ fn postgres(reader: &Reader<'_, '_>) -> Option<PostgresPolicy> {
         _ => PostgresMethod::Logical,
     };
     reader.one_of("access", &["auto", "files", "protocol"]);
-    reader.filled("data_directory");
+    reader.path("data_directory");
     reader.parsed("slot", |text| {
         let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         if (1..=63).contains(&text.len()) && text.bytes().all(good) {
@@ -183,7 +182,7 @@ fn postgres(reader: &Reader<'_, '_>) -> Option<PostgresPolicy> {
         method,
         databases,
         exclude: reader.texts("exclude").unwrap_or_default(),
-        client_dir: reader.filled("client_dir").map(PathBuf::from),
+        client_dir: reader.path("client_dir"),
         jobs: reader.count("jobs", 1),
         url: url?,
     })
@@ -202,9 +201,7 @@ fn pocketbase(reader: &Reader<'_, '_>) -> Option<PocketBasePolicy> {
             reader.problem("superuser", "is for a pocketbase with url", None);
             None
         }
-        (true, false) => reader
-            .filled("path")
-            .map(|path| PocketBasePlace::Local(PathBuf::from(path))),
+        (true, false) => reader.path("path").map(PocketBasePlace::Local),
         (false, true) => {
             let url = reader.parsed("url", http_url);
             if superuser.is_none() {

@@ -26,7 +26,7 @@ pub const VARIABLES: &[Variable] = &[
     },
     Variable {
         name: "LIFEBOAT_LOG",
-        doc: "What is logged: error, warn, info, debug, or a filter such as lifeboat=debug",
+        doc: "What is logged: error, warn, info, debug, trace of Lifeboat's own, or filters such as lifeboat=debug,hyper=info",
         commands: "all",
     },
     Variable {

@@ -3,10 +3,14 @@
 //! ```text
 //! <state>/writer                                     the id of this state directory
 //! <state>/<repository>/generation.json               what packs are encrypted to; no secret
+//! <state>/<repository>/wraps.json                    whom this host wrapped which generation to
 //! <state>/<repository>/<source>/lock                 held while the source is being run
 //! <state>/<repository>/<source>/<run>.index          block indexes
+//! <state>/runs/<place>/<source>/                     how the last run ended, see [`last`]
 //! <state>/scratch/<run>/                             spool files of a run
 //! ```
+
+pub mod last;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};

@@ -15,6 +15,7 @@
 
 pub mod conformance;
 pub mod directory;
+mod logged;
 pub mod memory;
 mod open;
 mod probe;
@@ -261,7 +262,7 @@ impl From<StoreError> for Error {
             Fault::Full => (Kind::Failed, "The store is full; make room, nothing was lost."),
             Fault::NoBucket => (
                 Kind::NoRepository,
-                "Create the bucket first (a directory is made by `backup init`), or correct repository.url.",
+                "Create the bucket or the directory first, or correct the repository's URL.",
             ),
             Fault::Exists | Fault::Unsupported | Fault::Refused => {
                 (Kind::Failed, "`backup check` shows what this store can do.")

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::SharedStore;
 use super::directory::DirectoryStore;
+use super::logged::Logged;
 use super::retry::Retry;
 use super::s3::{S3Config, S3Store};
 use super::wrappers::Throttle;
@@ -12,7 +13,7 @@ use crate::error::Result;
 use crate::policy::{RepositoryPolicy, StoreUrl};
 use crate::secret::SecretText;
 
-/// Opens the store of a repository: with retries, and with the policy's `max_rate`.
+/// Opens the store of a repository: with retries, with the policy's `max_rate`, every call told to the log.
 ///
 /// `credentials` are the access key id and the secret access key; without them S3 uses the standard AWS chain. The store is
 /// not asked anything yet: that the bucket or directory is there is told by the first call.
@@ -38,7 +39,8 @@ pub async fn open(
             Arc::new(S3Store::connect(config).await?)
         }
     };
-    // The limit is innermost, so that an attempt made again pays again.
+    let store = Logged::new(store, world);
+    // The limit is inside, so that an attempt made again pays again.
     Ok(match policy.max_rate {
         Some(rate) => Arc::new(Retry::new(Throttle::new(store, world, rate), world)),
         None => Arc::new(Retry::new(store, world)),

@@ -8,7 +8,7 @@ use super::harness::{lifeboat, run, run_ok, write_file};
 use super::{Site, error};
 
 /// A PocketBase's databases without a PocketBase: what a snapshot needs.
-fn pb_data(site: &Site) {
+pub fn pb_data(site: &Site) {
     let data = site.path("pb_data");
     std::fs::create_dir(&data).unwrap();
     for name in ["data.db", "auxiliary.db"] {

@@ -187,6 +187,254 @@ async fn restore_py_tells_damage_a_wrong_key_and_a_wrong_time() {
     assert_eq!(restore("again", "latest", &identity), 0);
 }
 
+/// A command of the page, as an operator copies it: from its beginning to the end of its code.
+fn command(beginning: &str, replace: &[(&str, &str)]) -> String {
+    let page = include_str!("../../scripts/RESTORE.md");
+    let start = page
+        .find(&format!("`{beginning}"))
+        .unwrap_or_else(|| panic!("no {beginning}"))
+        + 1;
+    let length = page[start..].find('`').unwrap();
+    let text = page[start..start + length].to_owned();
+    replace
+        .iter()
+        .fold(text, |text, (from, to)| text.replace(from, to))
+}
+
+fn shell(directory: &Path, command: &str) -> String {
+    let output = Command::new("bash")
+        .args(["-o", "pipefail", "-c", command])
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_restore_md_do_what_the_page_says() {
+    let (mut fixture, directory) = in_directory(42).await;
+    let repository = directory.path();
+    let source = MapSource::default().with("data", Cut::Pages, text(70_000, 1));
+    let commit = fixture.run(&source).await.unwrap().commit;
+    // A wrap for somebody else too, which comes first: one of them opens with our identity.
+    fixture.session.identity_file = Some(fixture.identity());
+    let stranger = fixture.state_dir().parent().unwrap().join("stranger");
+    let theirs = lifeboat::jobs::keys::generate(&fixture.session.world, &stranger).unwrap();
+    Arc::make_mut(&mut fixture.session.policy).encryption.recipients = vec![theirs];
+    lifeboat::jobs::keys::rewrap(&fixture.session).await.unwrap();
+    let wraps = repository.join("keys").join(commit.generation.id.to_string());
+    let wraps_of = || std::fs::read_dir(&wraps).unwrap().map(|e| e.unwrap().path());
+    let newest = wraps_of().max().unwrap();
+    std::fs::rename(newest, wraps.join("00000000000000000000000000.age")).unwrap();
+    assert_eq!(wraps_of().count(), 2);
+    std::fs::copy(fixture.identity(), repository.join("recovery.key")).unwrap();
+
+    let run = commit.run.to_string();
+    let point = format!("sources/app/points/{run}.json");
+    let generation = commit.generation.id.to_string();
+    let names = [
+        ("FILE", point.as_str()),
+        ("GENERATION", &generation),
+        ("SOURCE", "app"),
+        ("RUN", &run),
+    ];
+    let digest = shell(repository, &command("head -n 1 FILE", &names));
+    let written = shell(repository, &command("tail -n 1 FILE", &names));
+    assert_eq!(digest.split(' ').next().unwrap(), written.trim());
+    shell(
+        &repository.join("sources/app/runs").join(&run),
+        &command("sha256sum -c", &[]),
+    );
+    shell(repository, &command("for wrap in", &names));
+    let manifest = shell(
+        repository,
+        &command(
+            "age -d -i generation.key sources/SOURCE/runs/RUN/manifest",
+            &names,
+        ),
+    );
+    let line = manifest
+        .lines()
+        .find(|l| l.contains("\"unit\":\"data\""))
+        .unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let pack = command("age -d -i generation.key sources/SOURCE/runs/RUN/0", &names);
+    shell(repository, &pack);
+    let mut content = String::new();
+    for extent in line["extents"].as_array().unwrap() {
+        let number = |n: usize| extent[n].to_string();
+        assert_eq!(number(1), "0", "the first pack");
+        let (position, length, offset, in_frame) = (number(2), number(3), number(4), number(5));
+        let of_extent = [
+            ("LENGTH_IN_FRAME", in_frame.as_str()),
+            ("POSITION", &position),
+            ("LENGTH", &length),
+            ("OFFSET", &offset),
+        ];
+        content += &shell(repository, &command("tail -c +$((POSITION", &of_extent));
+    }
+    assert!(content.as_bytes() == source.units["data"].content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_py_answers_every_bad_argument_with_a_message() {
+    let (fixture, directory) = in_directory(43).await;
+    let source = MapSource::default().with("data", Cut::Pages, text(9_000, 1));
+    let run = fixture.run(&source).await.unwrap().commit.run.to_string();
+    let target = tempfile::tempdir().unwrap();
+    let to = target.path().join("out").display().to_string();
+    let identity = fixture.identity().display().to_string();
+    let file = target.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let file = file.display().to_string();
+    let below_a_file = format!("{file}/out");
+    let at = |at| vec!["restore", "app", "--at", at, "--identity", &identity, "--to", &to];
+    let bad = [
+        (at("nonsense"), 2),
+        (at(""), 2),
+        (at("2026-11-21"), 2),
+        (at("2026-11-21T14:03:00"), 2),
+        (at("2026-02-30T14:03:00Z"), 2),
+        (at("2026-11-21T14:03:00+99:00"), 2),
+        (at("0001-01-01T00:00:00+23:59"), 20),
+        (vec!["restore", "app", "--identity", &identity, "--to", &to], 2),
+        (
+            vec![
+                "restore",
+                "app",
+                "--at",
+                "latest",
+                "--run",
+                &run,
+                "--identity",
+                &identity,
+                "--to",
+                &to,
+            ],
+            2,
+        ),
+        (
+            vec![
+                "restore",
+                "app",
+                "--run",
+                "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+                "--identity",
+                &identity,
+                "--to",
+                &to,
+            ],
+            2,
+        ),
+        (
+            vec![
+                "restore",
+                "none",
+                "--at",
+                "latest",
+                "--identity",
+                &identity,
+                "--to",
+                &to,
+            ],
+            2,
+        ),
+        (
+            vec![
+                "restore",
+                "app",
+                "--at",
+                "latest",
+                "--identity",
+                "/nonexistent",
+                "--to",
+                &to,
+            ],
+            2,
+        ),
+        (
+            vec!["restore", "app", "--at", "latest", "--identity", "/", "--to", &to],
+            2,
+        ),
+        (
+            vec![
+                "restore",
+                "app",
+                "--at",
+                "latest",
+                "--identity",
+                &file,
+                "--to",
+                &to,
+            ],
+            12,
+        ),
+        (
+            vec![
+                "restore",
+                "app",
+                "--at",
+                "latest",
+                "--identity",
+                &identity,
+                "--to",
+                &file,
+            ],
+            2,
+        ),
+        (
+            vec![
+                "restore",
+                "app",
+                "--at",
+                "latest",
+                "--identity",
+                &identity,
+                "--to",
+                &below_a_file,
+            ],
+            1,
+        ),
+        (vec!["needs", "app"], 2),
+        (vec!["nothing"], 2),
+    ];
+    for (arguments, wanted) in &bad {
+        let output = script(directory.path(), arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(code(&output), *wanted, "{arguments:?}: {said}");
+        assert!(
+            said.contains("restore.py") && !said.contains("Traceback"),
+            "{arguments:?}: {said}"
+        );
+    }
+    assert_eq!(
+        code(&script(Path::new(&file), &["list"])),
+        10,
+        "a file is no repository"
+    );
+    let help = String::from_utf8(script(directory.path(), &["restore", "--help"]).stdout).unwrap();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("latest, or RFC 3339 with a zone"), "{help}");
+    for good in [
+        "latest",
+        "2126-11-21T14:03:00Z",
+        "2126-11-21t14:03:00.123456789+01:00",
+    ] {
+        let output = script(directory.path(), &["needs", "app", "--at", good]);
+        assert_eq!(
+            code(&output),
+            0,
+            "{good}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
 /// A repository in a directory.
 pub async fn fixture(seed: u64, path: &Path) -> Fixture {
     Fixture::new(seed, |_| {

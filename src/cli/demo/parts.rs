@@ -18,8 +18,8 @@ const PROGRAMS: [&str; 6] = [
     "pg_dumpall",
     "pg_restore",
 ];
-const HINT: &str =
-    "In the project's directory, `scripts/services install` fetches it; or install it by hand.";
+const HINT: &str = "Put it on PATH, or name it with LIFEBOAT_DEMO_POSTGRES_BIN (a directory of programs) or LIFEBOAT_DEMO_POCKETBASE (a \
+     program); in the project's directory, `scripts/services install` fetches both.";
 
 /// The parts.
 #[derive(Clone, Debug)]

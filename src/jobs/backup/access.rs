@@ -81,7 +81,8 @@ impl Engine {
 /// The identities at hand, if any: a host that only backs up has none, and needs none.
 pub(super) fn identities(session: &Session) -> KeyRing {
     session.key_ring().unwrap_or_else(|e| {
-        tracing::warn!(error = %e.chain(), "the identity is not used; it is needed only to rebuild a lost index");
+        // The report of the run warns of it.
+        tracing::debug!(error = %e.chain(), "the identity is not used; it is needed only to rebuild a lost index");
         KeyRing::new(Vec::new())
     })
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
 
-use super::Session;
 use super::report::{Failure, RunReport, RunResult};
+use super::{Session, last};
 use crate::error::{Error, Kind, Result};
 use crate::policy::{PocketBasePlace, SourceKind, SourcePolicy};
 use crate::source::Source;
@@ -47,6 +47,9 @@ pub async fn run(session: &Session, sources: &[SourceName]) -> Vec<RunReport> {
 /// Takes a recovery point of one source for a slot.
 pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>) -> RunReport {
     let begun = session.world.clock.since_boot();
+    let mut warnings = Vec::new();
+    let under_way = last::begin(session, name, &mut warnings);
+    tracing::info!(source = %name, "a run begins");
     let result = take(session, name, slot).await;
     let seconds = session
         .world
@@ -61,7 +64,7 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
         slot,
         at: None,
         error: None,
-        warnings: Vec::new(),
+        warnings,
         bytes_read: 0,
         bytes_stored: 0,
         bytes_reused: 0,
@@ -72,7 +75,8 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
         Ok(taken) => {
             report.run = Some(taken.commit.run);
             report.at = Some(taken.commit.at);
-            report.warnings = taken.warnings;
+            report.warnings.extend(taken.warnings);
+            report.warnings.extend(unused_identity(session));
             report.bytes_read = taken.bytes_read;
             report.bytes_stored = taken.bytes_stored;
             report.bytes_reused = taken.bytes_reused;
@@ -87,7 +91,18 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
             report.error = Some(Failure::from(&e));
         }
     }
+    last::end(session, under_way, &mut report);
+    tracing::info!(source = %name, result = ?report.result, bytes_read = report.bytes_read, bytes_stored = report.bytes_stored, seconds, "the run ended");
     report
+}
+
+/// A run needs no identity, but uses one that the policy names: to rebuild a lost index.
+fn unused_identity(session: &Session) -> Option<String> {
+    let e = session.key_ring().err()?;
+    Some(format!(
+        "the policy's identity is not used; a run needs it only to rebuild a lost index: {}",
+        e.chain()
+    ))
 }
 
 async fn take(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>) -> Result<Taken> {

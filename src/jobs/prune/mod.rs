@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 
 use super::Session;
-use super::report::{Expired, Kept, PruneReport};
+use super::report::{Expired, Kept, PruneReport, Undone};
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
 use crate::policy::SourcePolicy;
@@ -91,7 +91,7 @@ async fn prune_source(
     let broken = repository.broken(source, &catalog).await?;
     let decisions = decide(&catalog, &broken, policy, session.policy.timezone, now)?;
     let grace = grace(session);
-    let mut expire = Vec::new();
+    let (mut expire, mut kept_again) = (Vec::new(), Vec::new());
     for decision in &decisions {
         let Some(point) = catalog.points.get(&decision.run) else {
             continue;
@@ -105,12 +105,7 @@ async fn prune_source(
                     reasons: decision.reasons(),
                 });
             } else {
-                report.warnings.push(format!(
-                    "{source}: {} has a tombstone and this policy keeps it ({}): it is not swept; `backup prune --undo {}` brings it back",
-                    decision.run,
-                    decision.reasons().join(", "),
-                    decision.run
-                ));
+                kept_again.push(decision.run);
             }
             continue;
         }
@@ -123,6 +118,7 @@ async fn prune_source(
             tombstoned: point.tombstoned.is_some(),
         });
     }
+    report.warnings.extend(kept_again_warning(source, &kept_again));
     for run in expire.iter().filter(|r| !catalog.tombstones.contains_key(r)) {
         if !report.dry_run {
             entomb(session, repository, source, *run, "retention").await?;
@@ -133,6 +129,26 @@ async fn prune_source(
         extend_locks(session, repository, source, &catalog, &expired, report).await?;
     }
     sweep::sweep(session, repository, source, &expired, now, report).await
+}
+
+/// Points that had expired and that retention, widened since, keeps: all of them in one line.
+fn kept_again_warning(source: &SourceName, runs: &[RunId]) -> Option<String> {
+    /// Named; the others `backup list` shows.
+    const NAMED: usize = 3;
+    let first = runs.first()?;
+    let mut named: Vec<String> = runs.iter().take(NAMED).map(ToString::to_string).collect();
+    if runs.len() > NAMED {
+        named.push("…".to_owned());
+    }
+    let (points, they) = match runs.len() {
+        1 => ("1 recovery point".to_owned(), "it is"),
+        n => (format!("{n} recovery points"), "they are"),
+    };
+    Some(format!(
+        "{source}: {points} had expired, and the policy keeps {} now ({}): {they} not swept, and each is shown again after `backup prune --undo RUN`, as with {first}",
+        if runs.len() == 1 { "it" } else { "them" },
+        named.join(", "),
+    ))
 }
 
 /// Object Lock: every kept point, and what it draws on, is locked anew before its lock ends.
@@ -263,11 +279,11 @@ async fn entomb(
 ///
 /// # Errors
 /// None there, or too late: from an hour before the end of the grace on.
-pub async fn undo(session: &Session, run: RunId) -> Result<Expired> {
+pub async fn undo(session: &Session, run: RunId) -> Result<Undone> {
     session.interruptible(take_back(session, run)).await
 }
 
-async fn take_back(session: &Session, run: RunId) -> Result<Expired> {
+async fn take_back(session: &Session, run: RunId) -> Result<Undone> {
     let repository = session.open(Role::Pruner).await?;
     let source = session.source_of_run(&repository, run).await?;
     let key = layout::tombstone(&source, run);
@@ -296,12 +312,10 @@ async fn take_back(session: &Session, run: RunId) -> Result<Expired> {
             "the tombstone of {run} is still there after it was deleted"
         )));
     }
-    Ok(Expired {
+    Ok(Undone {
         source,
         run,
         at: commit.at,
-        undo_until: until,
-        tombstoned: false,
     })
 }
 

@@ -5,8 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
@@ -71,7 +77,8 @@ pub struct S3Config {
     pub path_style: Option<bool>,
     /// PEM certificates that are trusted instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Access key id and secret access key; without them the standard AWS chain.
+    /// Access key id and secret access key; without them the standard AWS chain, with an endpoint without the metadata
+    /// service.
     pub credentials: Option<(SecretText, SecretText)>,
     /// How long a call may take.
     pub timeouts: S3Timeouts,
@@ -143,12 +150,14 @@ impl S3Store {
             sdk = sdk.credentials_provider(pair);
         }
         if config.credentials.is_none() || region.is_none() {
-            let mut chain = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http);
+            let mut chain = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http.clone());
             if let Some(region) = &region {
                 chain = chain.region(region.clone());
             }
             if config.credentials.is_some() {
                 chain = chain.no_credentials();
+            } else if custom {
+                chain = chain.credentials_provider(local_credentials(http, region.clone()));
             }
             let chain = chain.load().await;
             region = region.or_else(|| chain.region().cloned());
@@ -185,6 +194,25 @@ impl S3Store {
             unconditional: Arc::default(),
         })
     }
+}
+
+/// The standard chain without the metadata service of AWS's own machines: it knows nothing of a store of one's own, and
+/// where there is none, it is waited for.
+fn local_credentials(http: SharedHttpClient, region: Option<Region>) -> CredentialsProviderChain {
+    let config = ProviderConfig::without_region()
+        .with_region(region)
+        .with_http_client(http);
+    let profile = ProfileFileCredentialsProvider::builder()
+        .configure(&config)
+        .build();
+    let token = WebIdentityTokenCredentialsProvider::builder()
+        .configure(&config)
+        .build();
+    let container = EcsCredentialsProvider::builder().configure(&config).build();
+    CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
+        .or_else("Profile", profile)
+        .or_else("WebIdentityToken", token)
+        .or_else("Container", container)
 }
 
 /// An endpoint is shown in messages, so nothing secret may be in it.

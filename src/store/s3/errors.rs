@@ -153,7 +153,7 @@ impl Scrub {
             SdkError::ConstructionFailure(_) => (Fault::Refused, chain(error)),
             SdkError::TimeoutError(_) => (Fault::Unavailable, "no answer in time".to_owned()),
             SdkError::DispatchFailure(_) => {
-                let cause = chain(error);
+                let cause = without_credentials(chain(error));
                 let fault = if speaks_of_credentials(&cause) {
                     Fault::Denied
                 } else {
@@ -189,6 +189,17 @@ impl Scrub {
         }
         text
     }
+}
+
+/// Where nothing gave credentials the SDK tells of the last place that it looked at, which is the least likely one.
+fn without_credentials(cause: String) -> String {
+    let nothing = ["no providers in chain", "no credentials found in chain", "IMDS"];
+    if nothing.iter().any(|text| cause.contains(text)) {
+        return "no credentials: set repository.access_key_id and secret_access_key in the policy, or AWS_ACCESS_KEY_ID and \
+                AWS_SECRET_ACCESS_KEY"
+            .to_owned();
+    }
+    cause
 }
 
 fn speaks_of_credentials(cause: &str) -> bool {
