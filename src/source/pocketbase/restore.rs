@@ -64,7 +64,6 @@ impl Restorer for PocketBaseRestorer {
                 continue;
             }
             restored.bytes += writer.write_unit(&unit, content).await?;
-            context.progress.advance(unit.size);
             written.insert(unit.name.to_string());
         }
         let compared = path.to_owned();
