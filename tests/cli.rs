@@ -5,6 +5,8 @@
 #[path = "cli/demo.rs"]
 mod demo;
 mod harness;
+#[path = "cli/interrupt.rs"]
+mod interrupt;
 #[path = "cli/keys.rs"]
 mod keys;
 #[path = "cli/operate.rs"]
@@ -535,43 +537,4 @@ fn the_demo_says_what_is_missing() {
         0,
         "nothing is left"
     );
-}
-
-#[test]
-fn an_interrupt_ends_what_only_reads_at_once() {
-    // A store that never answers.
-    let store = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let endpoint = format!("http://{}", store.local_addr().unwrap());
-    let child = lifeboat()
-        .args([
-            "--json",
-            "restore",
-            "app",
-            "--at",
-            "latest",
-            "--dry-run",
-            "--repository",
-            "s3://bucket/x",
-        ])
-        .env("AWS_ENDPOINT_URL", endpoint)
-        .env("AWS_REGION", "us-east-1")
-        .env("AWS_ACCESS_KEY_ID", "id")
-        .env("AWS_SECRET_ACCESS_KEY", "secret")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _connection = store.accept().unwrap();
-    let begun = std::time::Instant::now();
-    let pid = i32::try_from(child.id())
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["error"]["code"], "interrupted");
 }

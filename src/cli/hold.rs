@@ -19,9 +19,11 @@ pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8>
                 );
             }
             let who = who(&surroundings.lookup);
-            jobs::hold::add(&session, run, &who, why.trim()).await?
+            session
+                .interruptible(jobs::hold::add(&session, run, &who, why.trim()))
+                .await?
         }
-        HoldAction::Remove { run } => jobs::hold::remove(&session, run).await?,
+        HoldAction::Remove { run } => session.interruptible(jobs::hold::remove(&session, run)).await?,
         HoldAction::List { run: None } => surroundings.reading(jobs::hold::list(&session)).await?,
         HoldAction::List { run: Some(run) } => {
             surroundings.reading(jobs::hold::of_point(&session, run)).await?

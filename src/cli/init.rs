@@ -41,7 +41,7 @@ pub async fn init(surroundings: &Surroundings, args: &InitArgs) -> Result<u8> {
             policy_lines(&recipient)
         )));
     }
-    let report = jobs::init::init(&session).await?;
+    let report = session.interruptible(jobs::init::init(&session)).await?;
     for warning in &report.warnings {
         surroundings.printer.warning(warning);
     }

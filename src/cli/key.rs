@@ -50,7 +50,7 @@ pub async fn key(surroundings: &Surroundings, action: KeyAction) -> Result<u8> {
                 "rotate begins a new generation: what is written from now on is encrypted to it",
             )
             .await?;
-            jobs::keys::rotate(&session).await?
+            session.interruptible(jobs::keys::rotate(&session)).await?
         }
         KeyAction::Rewrap { identity, yes } => {
             let session = surroundings.session_with_identity(None, identity)?;
@@ -59,7 +59,7 @@ pub async fn key(surroundings: &Surroundings, action: KeyAction) -> Result<u8> {
                 session.policy.encryption.recipients.len()
             );
             confirm(surroundings, yes, &what).await?;
-            jobs::keys::rewrap(&session).await?
+            session.interruptible(jobs::keys::rewrap(&session)).await?
         }
     };
     for warning in &report.warnings {

@@ -207,7 +207,9 @@ async fn carry_out(session: &Session, request: Request, plan: RestoreReport) -> 
         gap_accepted: true,
         ..request
     };
-    let mut report = jobs::restore::restore(session, &pinned).await?;
+    let mut report = session
+        .interruptible(jobs::restore::restore(session, &pinned))
+        .await?;
     report.requested = plan.requested;
     report.gap_seconds = plan.gap_seconds;
     report.age_seconds = plan.age_seconds;
