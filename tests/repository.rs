@@ -6,6 +6,8 @@
 mod damage;
 #[path = "repository/faults.rs"]
 mod faults;
+#[path = "repository/fuzz_corpora.rs"]
+mod fuzz_corpora;
 #[path = "repository/golden.rs"]
 mod golden;
 #[path = "harness/golden.rs"]
