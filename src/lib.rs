@@ -7,6 +7,8 @@
 pub mod cli;
 pub mod clock;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod jobs;
 pub mod policy;
 pub mod progress;

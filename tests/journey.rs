@@ -4,6 +4,8 @@
 
 #[path = "journey/databases.rs"]
 mod databases;
+#[path = "journey/golden.rs"]
+mod golden;
 mod harness;
 #[path = "journey/site.rs"]
 mod site;

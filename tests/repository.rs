@@ -6,6 +6,12 @@
 mod damage;
 #[path = "repository/faults.rs"]
 mod faults;
+#[path = "repository/fuzz_corpora.rs"]
+mod fuzz_corpora;
+#[path = "repository/golden.rs"]
+mod golden;
+#[path = "harness/golden.rs"]
+mod kept;
 #[path = "repository/keys.rs"]
 mod keys;
 #[path = "repository/retention.rs"]

@@ -124,7 +124,7 @@ fn files_stay_short() {
 fn the_project_speaks_of_itself_alone() {
     let mut problems = Vec::new();
     for (name, path) in files() {
-        if name != "Cargo.lock" && !path.is_symlink() {
+        if !name.ends_with("Cargo.lock") && !path.is_symlink() {
             let bytes = std::fs::read(path).unwrap();
             problems.extend(rules::foreign(&name, &String::from_utf8_lossy(&bytes)));
         }

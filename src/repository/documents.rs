@@ -17,6 +17,9 @@ use crate::types::{Digest, Environment, GenerationId, Key, RepositoryId, RunId, 
 pub const FORMAT: u32 = 1;
 /// The largest commit, bytes of its first line (DESIGN, section 5).
 pub const COMMIT_MAX_BYTES: usize = 4096;
+/// The most packs that references name: 64 TiB of full ones. Who may write `refs` can claim any interval, and those who
+/// verify and prune go through its numbers one by one.
+pub const REFERENCED_PACKS_MAX: u64 = 1 << 22;
 
 /// `lifeboat.json`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,8 +294,14 @@ impl Refs {
     /// The object's bytes: a head line, then a line a run.
     ///
     /// # Errors
-    /// None in practice.
+    /// More packs than a reader takes.
     pub fn to_bytes(&self, place: &Place) -> Result<Vec<u8>> {
+        if self.packs() > REFERENCED_PACKS_MAX {
+            return Err(Error::failed(format!(
+                "the run would draw on more than {REFERENCED_PACKS_MAX} packs of others"
+            ))
+            .hint("Split the source: give each a part of the data."));
+        }
         let mut bytes = to_json(place)?;
         bytes.push(b'\n');
         for reference in self.0.values() {
@@ -324,7 +333,16 @@ impl Refs {
             }
             refs.insert(reference.run, reference);
         }
-        Ok(Self(refs))
+        let refs = Self(refs);
+        if refs.packs() > REFERENCED_PACKS_MAX {
+            return Err(bad(&"it names more packs than there can be"));
+        }
+        Ok(refs)
+    }
+    /// How many packs they name; an interval counts whole.
+    fn packs(&self) -> u64 {
+        let intervals = self.0.values().flat_map(|r| &r.packs);
+        intervals.map(|(a, b)| u64::from(b.saturating_sub(*a)) + 1).sum()
     }
 }
 
@@ -383,7 +401,7 @@ pub fn to_json<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 }
 
 /// A line and, as the second, its SHA-256: what decides by itself must not change by one bit unnoticed.
-fn with_digest(mut line: Vec<u8>) -> Vec<u8> {
+pub(crate) fn with_digest(mut line: Vec<u8>) -> Vec<u8> {
     let digest = Digest::of(&line);
     line.extend_from_slice(format!("\n{digest}\n").as_bytes());
     line

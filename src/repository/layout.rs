@@ -142,3 +142,39 @@ pub fn is_ours(key: &Key) -> bool {
         .any(|p| key.as_str().starts_with(p))
         || [repository(), restore_page(), restore_script()].contains(key)
 }
+
+/// Of any text as a key: what is told of it is there, and spelled in one way only. For `fuzzing`; panics otherwise.
+#[doc(hidden)]
+pub fn assert_reads_back(text: &str) {
+    let key = Key::from_text(text);
+    let (source, generation) = (source_of(&key), generation_of(&key));
+    if let Some(generation) = generation {
+        assert!(text.starts_with(&generation_prefix(generation)));
+    }
+    if let Some(source) = &source {
+        assert!(text.starts_with(&format!("{}{source}/", sources_prefix())));
+        type Make = fn(&SourceName, RunId) -> Key;
+        let kinds: [(String, Make); 3] = [
+            (points_prefix(source), commit),
+            (tombstones_prefix(source), tombstone),
+            (holds_prefix(source), hold),
+        ];
+        for (prefix, make) in kinds {
+            if let Some(run) = run_of_json(&key, &prefix) {
+                assert_eq!(make(source, run), key);
+            }
+        }
+        if let Some((run, name)) = run_and_name(&key, &runs_prefix(source)) {
+            assert_eq!(run_object(source, run, name), key);
+            if let Some(number) = pack_number(name) {
+                assert_eq!(pack(source, run, number), key);
+            }
+        }
+    }
+    assert!(source.is_none() && generation.is_none() || is_ours(&key));
+    if key.is_plain() {
+        let path = std::path::Path::new("/root").join(text);
+        let plain = |part| matches!(part, std::path::Component::Normal(_));
+        assert!(path.components().skip(1).all(plain) && path.starts_with("/root"));
+    }
+}

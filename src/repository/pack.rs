@@ -92,7 +92,20 @@ pub fn open(sealed: &[u8], identity: &age::x25519::Identity, expected: &Head) ->
         expected.run, expected.object, expected.source
     );
     let plaintext = decrypt(sealed, &[identity], &name)?;
-    let head = frame::skippable_at_start(&plaintext, HEAD_MAGIC)
+    compare_head(&plaintext, expected)?;
+    Ok(plaintext)
+}
+
+/// Compares the head of a plaintext with what was asked for.
+///
+/// # Errors
+/// [`Kind::Damaged`]: it has none, or another one.
+pub fn compare_head(plaintext: &[u8], expected: &Head) -> Result<()> {
+    let name = format!(
+        "{}/{} of source {}",
+        expected.run, expected.object, expected.source
+    );
+    let head = frame::skippable_at_start(plaintext, HEAD_MAGIC)
         .ok_or_else(|| Error::damaged(format!("{name} has no head")))?;
     let head: Head = serde_json::from_slice(head)
         .map_err(|e| Error::damaged(format!("the head of {name} is damaged: {e}")))?;
@@ -103,7 +116,7 @@ pub fn open(sealed: &[u8], identity: &age::x25519::Identity, expected: &Head) ->
         ))
         .hint("An object was copied or swapped; `backup verify` tells how far the damage goes."));
     }
-    Ok(plaintext)
+    Ok(())
 }
 
 /// Decrypts an age file with any of the identities.

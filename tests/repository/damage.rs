@@ -263,3 +263,24 @@ async fn a_refusal_names_no_damaged_point_as_the_way_out() {
     );
     fixture.assert_restores(whole, &points[2].1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_was_made_good_again_damages_no_later_point() {
+    for sample in [None, Some(1)] {
+        let (mut fixture, store, points) = two_points(97).await;
+        fixture.session.identity_file = Some(fixture.identity());
+        let key = lifeboat::repository::layout::run_object(&fixture.source, points[0].0, "0.age");
+        store.tamper(&key, body(&store, &key).await.slice(1..));
+        verify::verify(&fixture.session, None, None, false).await.unwrap();
+        // Its manifest is the difference from those of the points that can not be restored any more.
+        let whole = fixture.run(&points[1].1).await.unwrap().commit;
+        assert_eq!(whole.manifest_depth, 3);
+        let report = verify::verify(&fixture.session, None, sample, true)
+            .await
+            .unwrap();
+        let told: Vec<&str> = report.damaged.iter().map(|p| p.key.as_str()).collect();
+        assert_eq!(told, [key.as_str()], "{report:?}");
+        assert!(shown(&fixture, points[1].0).await.is_some());
+        assert_eq!(shown(&fixture, whole.run).await, None);
+    }
+}

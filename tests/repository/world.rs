@@ -34,6 +34,9 @@ use tokio_util::sync::CancellationToken;
 pub struct TestClock(Mutex<DateTime<Utc>>, AtomicU64);
 
 impl TestClock {
+    pub fn at(start: DateTime<Utc>) -> Self {
+        Self(Mutex::new(start), AtomicU64::new(0))
+    }
     pub fn advance(&self, by: TimeDelta) {
         *self.0.lock().unwrap() += by;
         self.1.fetch_add(
@@ -245,7 +248,7 @@ impl Fixture {
     /// With a store made from the world.
     pub async fn new(seed: u64, store: impl FnOnce(&World) -> SharedStore) -> Self {
         let start = DateTime::from_timestamp(1_790_000_000, 0).unwrap();
-        let clock = Arc::new(TestClock(Mutex::new(start), AtomicU64::new(0)));
+        let clock = Arc::new(TestClock::at(start));
         let random = Seeded::new(seed);
         let world = World {
             clock: clock.clone(),

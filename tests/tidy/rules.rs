@@ -4,7 +4,7 @@ use crate::code::{self, line_of, names_after, places};
 
 /// The modules at the root of the crate, from the top down; one may import its own layer and those below.
 const LAYERS: &[&[&str]] = &[
-    &["cli"],
+    &["cli", "fuzzing"],
     &["daemon"],
     &["jobs"],
     &["repository", "source", "notify"],

@@ -48,6 +48,10 @@ impl<'a> Lines<'a> {
         done
     }
     fn extend(&mut self, place: BlockPlace) -> Result<()> {
+        // So that no sum below goes over: no frame holds as much.
+        if place.offset.checked_add(place.length).is_none() {
+            return Err(Error::failed("the block index is damaged"));
+        }
         let room = self.limit().saturating_sub(self.filled);
         let now = u32::try_from(room).unwrap_or(u32::MAX).min(place.length);
         if now < place.length {
@@ -80,7 +84,7 @@ impl<'a> Lines<'a> {
         let extent = self.extent(place)?;
         if let Some(last) = self.extents.last_mut()
             && (last.run, last.pack, last.frame_at) == (extent.run, extent.pack, extent.frame_at)
-            && last.offset + last.length == extent.offset
+            && last.offset.checked_add(last.length) == Some(extent.offset)
         {
             last.length += extent.length;
             return Ok(());

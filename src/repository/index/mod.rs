@@ -459,7 +459,9 @@ impl Index {
         let mut text = vec![0; text_length as usize];
         file.read_exact_at(&mut text, text_at).map_err(|_| bad())?;
         let trailer: Trailer = serde_json::from_slice(&text).map_err(|_| bad())?;
-        if trailer.records + trailer.frames * 16 != text_at {
+        let table = trailer.frames.checked_mul(16);
+        let end = table.and_then(|length| trailer.records.checked_add(length));
+        if end != Some(text_at) || trailer.records < MAGIC.len() as u64 {
             return Err(bad());
         }
         let mut table = vec![0; (trailer.frames * 16) as usize];
@@ -519,7 +521,7 @@ impl Records {
         let mut file = File::open(path).doing(|| format!("can not read {}", path.display()))?;
         file.seek(SeekFrom::Start(MAGIC.len() as u64))
             .doing(|| format!("can not read {}", path.display()))?;
-        let reader = BufReader::with_capacity(256 << 10, file).take(end - MAGIC.len() as u64);
+        let reader = BufReader::with_capacity(256 << 10, file).take(end.saturating_sub(MAGIC.len() as u64));
         Ok(Self {
             reader,
             path: path.to_owned(),

@@ -245,6 +245,21 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_that_claims_a_large_window_is_refused() {
+        let text = [&serde_json::to_vec(&head(1)).unwrap()[..], b"\n"].concat();
+        // A frame of one raw block, without content size and checksum; its window is 2^(10 + exponent).
+        let frame = |exponent: u8| {
+            let block = (text.len() as u32) << 3 | 1;
+            let header = [0x28, 0xB5, 0x2F, 0xFD, 0, exponent << 3];
+            Bytes::from([&header[..], &block.to_le_bytes()[..3], &text].concat())
+        };
+        for (exponent, taken) in [(12, true), (13, true), (14, false), (17, false), (31, false)] {
+            let read = ManifestReader::new(frame(exponent), "m");
+            assert_eq!(read.is_ok(), taken, "a window of 2^{}", 10 + exponent);
+        }
+    }
+
+    #[test]
     fn a_manifest_cut_short_is_told() {
         let mut writer = ManifestWriter::new(&head(1), Vec::new()).unwrap();
         for line in lines(&[(1, vec![1, 2, 3])].into()) {

@@ -39,6 +39,10 @@ const LINES_FRAME: usize = 1 << 20;
 /// The longest line: a stretch of 4 KiB extents.
 const LINE_MAX: usize = 4 << 20;
 
+/// The largest window of a frame that is decoded, as a power of two. A reader decodes nine manifests at once, and frames
+/// of ours hold 4 MiB; by itself zstd grants 128 MiB to any frame that claims it.
+const WINDOW_LOG_MAX: u32 = 23;
+
 /// A BLAKE3 of content.
 pub type ContentDigest = [u8; 32];
 
@@ -389,7 +393,11 @@ impl ManifestReader {
     /// Damaged, or of an unknown format.
     pub fn new(plaintext: Bytes, name: &str) -> Result<Self> {
         let bad = |why: String| Error::damaged(format!("the manifest {name} is damaged: {why}"));
-        let decoder = zstd::Decoder::new(std::io::Cursor::new(plaintext)).map_err(|e| bad(e.to_string()))?;
+        let mut decoder =
+            zstd::Decoder::new(std::io::Cursor::new(plaintext)).map_err(|e| bad(e.to_string()))?;
+        decoder
+            .window_log_max(WINDOW_LOG_MAX)
+            .map_err(|e| bad(e.to_string()))?;
         let mut lines = BufReader::new(decoder);
         let first = next_line(&mut lines)?.ok_or_else(|| bad("it is empty".into()))?;
         crate::repository::documents::check_format(&first, &name)?;

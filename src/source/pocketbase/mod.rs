@@ -2,13 +2,13 @@
 
 mod ahead;
 mod copy;
-mod facts;
+pub(crate) mod facts;
 mod local;
 mod ranged;
 mod remote;
 mod restore;
 mod storage;
-mod wal;
+pub(crate) mod wal;
 
 use std::path::PathBuf;
 

@@ -1,7 +1,6 @@
 //! What SQLite's write-ahead log says, read from outside. Formats: SQLite's "WAL-mode File Format", sections 1 and 2.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::FileExt;
 
 /// The header of a wal-index (`-shm`), both copies equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +18,7 @@ pub struct IndexHeader {
 }
 
 /// Reads the header; `None` while a writer is changing it.
-pub fn read_index(shm: &File) -> std::io::Result<Option<IndexHeader>> {
+pub fn read_index(shm: &impl FileExt) -> std::io::Result<Option<IndexHeader>> {
     let mut bytes = [0; 96];
     shm.read_exact_at(&mut bytes, 0)?;
     if bytes[..48] != bytes[48..] {
@@ -127,7 +126,7 @@ fn sum(bytes: &[u8], big_endian: bool, (mut a, mut b): (u32, u32)) -> (u32, u32)
 /// # Errors
 /// What is there is not what the index says.
 pub fn read_frames(
-    wal: &File,
+    wal: &impl FileExt,
     from: Position,
     index: &IndexHeader,
     mut take: impl FnMut(u32, &[u8]) -> std::io::Result<()>,
@@ -184,6 +183,8 @@ pub fn read_frames(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+
     use rusqlite::Connection;
 
     #[test]

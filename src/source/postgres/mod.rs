@@ -3,7 +3,7 @@
 
 mod client;
 mod connect;
-mod facts;
+pub(crate) mod facts;
 mod logical;
 mod quote;
 mod tls;
