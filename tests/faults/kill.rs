@@ -1,0 +1,204 @@
+//! kill -9 at moments spread over the whole duration of a run, a prune and a restore.
+
+use std::time::{Duration, Instant};
+
+use crate::harness;
+use crate::site::{Site, digest, end};
+
+const KILLS: u32 = 50;
+/// Older than the grace and its hour, 73 h.
+const GRACE_OVER: Duration = Duration::from_secs(80 * 3600);
+/// Older than an orphan has to be, 7 days.
+const ABANDONED: Duration = Duration::from_secs(8 * 24 * 3600);
+
+/// Starts a command and kills it at a moment; whether it was over before.
+fn killed(site: &Site, args: &[&str], moment: Duration) -> bool {
+    let begun = Instant::now();
+    let mut child = site.start(args);
+    std::thread::sleep(moment.saturating_sub(begun.elapsed()));
+    child.kill().unwrap();
+    let said = end(child);
+    assert!(matches!(said.code, 0 | 137), "{said}");
+    said.code == 0
+}
+
+/// The n-th of the moments: evenly spread, and random between two of them.
+fn moment(site: &mut Site, n: u32, whole: Duration) -> Duration {
+    let fraction = (f64::from(n) + site.random.fraction()) / f64::from(KILLS);
+    whole.mul_f64(fraction)
+}
+
+/// How long the slowest of three takes that nobody kills.
+fn duration(site: &mut Site, mut once: impl FnMut(&mut Site) -> Duration) -> Duration {
+    (0..3).map(|_| once(site)).max().unwrap()
+}
+
+fn timed_run(site: &mut Site) -> Duration {
+    site.change();
+    let begun = Instant::now();
+    site.json(&["run"]);
+    let took = begun.elapsed();
+    site.record("a run");
+    took
+}
+
+#[test]
+fn a_run_killed_at_any_moment_leaves_whole_points_only() {
+    let mut site = Site::new(1);
+    let whole = duration(&mut site, timed_run);
+    let (mut cut_short, mut orphans) = (0, 0);
+    for n in 0..KILLS {
+        site.change();
+        let moment = moment(&mut site, n, whole);
+        let after = format!("a run killed after {moment:?} of {whole:?}");
+        let over = killed(&site, &["run"], moment);
+        cut_short += u32::from(!over);
+        // A commit that is there is whole: it is the source as it was.
+        let new = site.record(&after);
+        assert!(new <= 1 && (!over || new == 1), "{after}: {new} new points");
+        site.verifies(&after);
+        orphans = orphans.max(site.orphans().len());
+        if n == KILLS / 2 {
+            site.all_restore(&after);
+        }
+    }
+    // Else the kills came too late to tell anything.
+    assert!(cut_short > KILLS / 2, "{cut_short} of {KILLS} kills met a run");
+    assert!(orphans > 0, "no kill left an orphan");
+
+    // What the killed left is swept at its age, and not before.
+    site.json(&["prune"]);
+    assert_eq!(site.orphans().len(), orphans);
+    for orphan in site.orphans() {
+        site.age(&format!("repository/sources/app/runs/{orphan}"), ABANDONED);
+    }
+    site.json(&["prune"]);
+    assert!(site.orphans().is_empty(), "{:?}", site.orphans());
+    site.age("repository/.lifeboat staging", ABANDONED);
+    site.change();
+    site.json(&["run"]);
+    site.all_restore("the end");
+    site.left_nothing("the end");
+}
+
+#[test]
+fn a_prune_killed_at_any_moment_loses_no_point_that_it_keeps() {
+    let mut site = Site::new(2);
+    timed_run(&mut site);
+    let held = site.points().remove(0);
+    site.json(&["hold", "add", &held, "--why", "the test"]);
+    let whole = duration(&mut site, |site| {
+        timed_run(site);
+        timed_run(site);
+        site.age("repository/sources/app/tombstones", GRACE_OVER);
+        let begun = Instant::now();
+        site.json(&["prune"]);
+        begun.elapsed()
+    });
+    let mut cut_short = 0;
+    for n in 0..KILLS {
+        timed_run(&mut site);
+        // Points whose grace is over, and an orphan in some rounds.
+        site.age("repository/sources/app/tombstones", GRACE_OVER);
+        if n % 5 == 0 {
+            let moment = whole / 2;
+            site.change();
+            killed(&site, &["run"], moment);
+            site.record("a killed run");
+        }
+        for orphan in site.orphans() {
+            site.age(&format!("repository/sources/app/runs/{orphan}"), ABANDONED);
+        }
+        let kept = kept(&site);
+        let moment = moment(&mut site, n, whole);
+        let after = format!("a prune killed after {moment:?} of {whole:?}");
+        cut_short += u32::from(!killed(&site, &["prune"], moment));
+        let points = site.points();
+        for run in &kept {
+            assert!(points.contains(run), "{after}: {run} was kept and is gone");
+        }
+        assert!(points.contains(&held), "{after}: the held point is gone");
+        site.restores(points.last().unwrap(), &after);
+        site.verifies(&after);
+        if n % 25 == 24 {
+            // What expired just now can be had back, whatever the prune had done of it.
+            for run in site.expired() {
+                if site.is_young(&run) {
+                    site.json(&["prune", "--undo", &run]);
+                }
+            }
+            site.all_restore(&after);
+        }
+    }
+    assert!(cut_short > KILLS / 2, "{cut_short} of {KILLS} kills met a prune");
+    site.json(&["prune"]);
+    site.age("repository/sources/app/tombstones", GRACE_OVER);
+    let last = site.json(&["prune"]);
+    assert!(site.orphans().is_empty(), "{:?}: {last}", site.orphans());
+    timed_run(&mut site);
+    site.all_restore("the end");
+    assert!(site.points().contains(&held));
+}
+
+/// What prune says that it would keep.
+fn kept(site: &Site) -> Vec<String> {
+    let plan = site.json(&["prune", "--dry-run"]);
+    let keep = plan["keep"].as_array().unwrap().iter();
+    keep.map(|k| k["run"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_restore_killed_at_any_moment_is_completed_by_the_same_command() {
+    let mut site = Site::new(3);
+    timed_run(&mut site);
+    let run = site.points().remove(0);
+    let to = site.path("killed");
+    let command = ["restore", "app", "--at-point", &run, "--to", to.to_str().unwrap()];
+    let whole = duration(&mut site, |site| {
+        let begun = Instant::now();
+        site.json(&command);
+        let took = begun.elapsed();
+        std::fs::remove_dir_all(&to).unwrap();
+        took
+    });
+    let wanted = digest(&harness::tree(&site.source()));
+    let marker = to.join(".lifeboat-restore-incomplete");
+    let (mut cut_short, mut marked) = (0, 0);
+    for n in 0..KILLS {
+        let moment = moment(&mut site, n, whole);
+        let after = format!("a restore killed after {moment:?} of {whole:?}");
+        if !killed(&site, &command, moment) {
+            cut_short += 1;
+            // Half a restore never looks like a whole one.
+            let files = harness::tree(&to_if_there(&to));
+            marked += u32::from(marker.exists());
+            assert!(
+                marker.exists() || files.is_empty() || digest(&files) == wanted || only_a_new_marker(&files),
+                "{after}: files and no marker"
+            );
+            if digest(&files) != wanted || marker.exists() {
+                // Another point into it is refused, while this one goes on.
+                site.json(&command);
+            }
+        }
+        assert!(digest(&harness::tree(&to)) == wanted, "{after}: other bytes");
+        std::fs::remove_dir_all(&to).unwrap();
+    }
+    assert!(
+        cut_short > KILLS / 2 && marked > 5,
+        "{cut_short} kills met a restore, {marked} left a marker"
+    );
+    // The spool of killed restores goes with the next one.
+    site.restores(&run, "the end");
+    site.left_nothing("the end");
+}
+
+fn only_a_new_marker(files: &crate::site::Tree) -> bool {
+    matches!(files.as_slice(), [(name, _)] if name == ".lifeboat-restore-incomplete.new")
+}
+
+/// The directory, made where the kill came before that.
+fn to_if_there(to: &std::path::Path) -> std::path::PathBuf {
+    std::fs::create_dir_all(to).unwrap();
+    to.to_owned()
+}
