@@ -4,9 +4,13 @@
 
 #[path = "faults/calls.rs"]
 mod calls;
+#[path = "faults/full.rs"]
+mod full;
 mod harness;
 #[path = "faults/kill.rs"]
 mod kill;
+#[path = "faults/postgres.rs"]
+mod postgres;
 #[path = "faults/secrets.rs"]
 mod secrets;
 #[path = "faults/signals.rs"]

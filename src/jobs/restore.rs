@@ -19,7 +19,7 @@ use crate::schedule::Schedule;
 use crate::source::pocketbase::PocketBaseRestorer;
 use crate::source::postgres::LogicalRestorer;
 use crate::source::{Context, RestoreOptions, Restorer, Target};
-use crate::state::StateDir;
+use crate::state::{Scratch, StateDir};
 use crate::types::{RunId, SourceName};
 use crate::when::When;
 
@@ -163,16 +163,13 @@ pub fn restorer(session: &Session, source: &SourceName, kind: &str) -> Result<Bo
     }
 }
 
-fn context(
-    session: &Session,
-    source: &SourceName,
-    run: RunId,
-) -> Result<(Context, Option<crate::state::Scratch>)> {
-    // A restore on a rescue host has no state directory of its own: the system's temporary directory serves.
-    let state = StateDir::open(&session.policy.state_dir).or_else(|_| {
-        StateDir::open(&std::env::temp_dir().join(format!("lifeboat-restore-{}", std::process::id())))
-    })?;
-    let scratch = state.scratch(RunId::new(session.world.ulid()?))?;
+fn context(session: &Session, source: &SourceName, run: RunId) -> Result<(Context, Option<Scratch>)> {
+    // A rescue host has no state directory, and a host in trouble may have one that is full or read-only: neither is in
+    // the way of a restore, the system's temporary directory serves.
+    let id = RunId::new(session.world.ulid()?);
+    let scratch = StateDir::open(&session.policy.state_dir)
+        .and_then(|state| state.scratch(id))
+        .or_else(|_| Scratch::temporary(id))?;
     let context = Context {
         world: session.world.clone(),
         source: source.clone(),

@@ -77,9 +77,9 @@ impl DirectoryTarget {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .doing(|| format!("the directory {} can not be made", path.display()))?;
-        let root =
-            File::open(path).doing(|| format!("the directory {} can not be opened", path.display()))?;
+            .map_err(|e| refused(format!("the directory {} can not be made", path.display()), e))?;
+        let root = File::open(path)
+            .map_err(|e| refused(format!("the directory {} can not be opened", path.display()), e))?;
         root.try_lock().map_err(|e| {
             Error::failed(format!("another restore is writing to {}", path.display()))
                 .hint("Wait for it, or choose another target.")
@@ -111,6 +111,7 @@ impl DirectoryTarget {
         let shown = self.path.join(&relative);
         let file = self.create(&relative)?;
         let mut out = tokio::fs::File::from_std(file);
+        let unwritten = |e| refused(format!("{} can not be written", shown.display()), e);
         let cancel = self.context.cancel.clone();
         let mut written = 0u64;
         loop {
@@ -120,15 +121,11 @@ impl DirectoryTarget {
                 bytes = content.read() => bytes?,
             };
             let Some(bytes) = bytes else { break };
-            out.write_all(&bytes)
-                .await
-                .doing(|| format!("{} can not be written", shown.display()))?;
+            out.write_all(&bytes).await.map_err(unwritten)?;
             written += bytes.len() as u64;
             self.context.progress.advance(bytes.len() as u64);
         }
-        out.flush()
-            .await
-            .doing(|| format!("{} can not be written", shown.display()))?;
+        out.flush().await.map_err(unwritten)?;
         if written != unit.size {
             return Err(Error::damaged(format!(
                 "{} has {written} bytes, recorded are {}",
@@ -143,7 +140,7 @@ impl DirectoryTarget {
         if written >= SYNC_ALONE_BYTES {
             out.sync_all()
                 .await
-                .doing(|| format!("{} can not be synced", shown.display()))?;
+                .map_err(|e| refused(format!("{} can not be synced", shown.display()), e))?;
         }
         Ok(written)
     }
@@ -175,7 +172,7 @@ impl DirectoryTarget {
         tokio::task::spawn_blocking(work)
             .await
             .doing(|| "the restored files could not be synced")?
-            .doing(|| format!("{} can not be synced", path.display()))
+            .map_err(|e| refused(format!("{} can not be synced", path.display()), e))
     }
 
     fn write_marker(&self) -> Result<()> {
@@ -199,7 +196,7 @@ impl DirectoryTarget {
             rustix::fs::renameat(&self.root, MARKER_NEW, &self.root, MARKER)?;
             self.root.sync_all()
         };
-        work().doing(doing)
+        work().map_err(|e| refused(doing(), e))
     }
 
     /// Creates the file of a relative name anew, with its directories (0700).
@@ -218,7 +215,7 @@ impl DirectoryTarget {
             self.parent = None;
             let fd = self
                 .descend(directories)
-                .doing(|| format!("the directory of {} can not be made", shown.display()))?;
+                .map_err(|e| refused(format!("the directory of {} can not be made", shown.display()), e))?;
             self.parent = Some((parent_path, fd));
         }
         let Some((_, parent)) = &self.parent else {
@@ -228,7 +225,7 @@ impl DirectoryTarget {
             unlink_if_there(parent, name)?;
             Ok(File::from(create_new(parent, name)?))
         };
-        work().doing(|| format!("{} can not be created", shown.display()))
+        work().map_err(|e| refused(format!("{} can not be created", shown.display()), e))
     }
 
     fn descend(&self, directories: &[OsString]) -> std::io::Result<OwnedFd> {
@@ -243,6 +240,17 @@ impl DirectoryTarget {
         }
         Ok(at)
     }
+}
+
+/// What the system refused in the target, with what to do about it.
+fn refused(what: String, error: std::io::Error) -> Error {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let hint = match error.kind() {
+        StorageFull | QuotaExceeded => "Make room there: the same command goes on with the restore.",
+        PermissionDenied | ReadOnlyFilesystem => "Give a directory that this user may write.",
+        _ => "The target is incomplete; once it can be written the same command goes on with the restore.",
+    };
+    Error::failed(what).hint(hint).because(error)
 }
 
 /// The error of a cancelled restore.
