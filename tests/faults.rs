@@ -17,3 +17,5 @@ mod secrets;
 mod signals;
 #[path = "faults/site.rs"]
 mod site;
+#[path = "faults/store.rs"]
+mod store;

@@ -231,12 +231,20 @@ fn sweep(
     let counts = counted(site, args);
     judge_clean(site, &judge);
     let mut met = BTreeMap::<&str, usize>::new();
+    let mut failed = Vec::new();
     for fault in faults(&counts, sweep) {
-        prepare(site);
-        let outcome = with_fault(site, args, &fault);
-        *met.entry(fault.call).or_default() += usize::from(!outcome.injected.is_empty());
-        judge(site, &outcome);
+        // One that fails does not hide the others.
+        let one = std::panic::AssertUnwindSafe(|| {
+            prepare(site);
+            let outcome = with_fault(site, args, &fault);
+            *met.entry(fault.call).or_default() += usize::from(!outcome.injected.is_empty());
+            judge(site, &outcome);
+        });
+        if std::panic::catch_unwind(one).is_err() {
+            failed.push(format!("{} {}: {}", fault.call, fault.n, fault.error));
+        }
     }
+    assert!(failed.is_empty(), "{args:?}: {failed:#?}, each told above");
     let never: Vec<_> = met.iter().filter(|(_, count)| **count == 0).collect();
     assert!(never.is_empty(), "{args:?}: no fault of {never:?} was met");
 }

@@ -242,6 +242,11 @@ daily = 1
         self.listed(false)
     }
 
+    /// A run of the ledger.
+    pub fn known(&self) -> String {
+        self.ledger.keys().next().unwrap().clone()
+    }
+
     /// The runs that `list` shows as expired: they can be had back for a while.
     #[track_caller]
     pub fn expired(&self) -> Vec<String> {

@@ -39,7 +39,9 @@ pub fn out_of_step(services: &str, compose: &str) -> Vec<String> {
     for (package, row) in table.iter().filter(|(_, row)| row.apt && row.postgres.is_none()) {
         let installed = compose.split_whitespace().any(|word| word == package);
         if row.needed && !installed {
-            problems.push(format!("{package} is in scripts/services and compose does not install it"));
+            problems.push(format!(
+                "{package} is in scripts/services and compose does not install it"
+            ));
         }
     }
     problems
