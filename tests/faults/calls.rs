@@ -265,6 +265,7 @@ fn judge_clean(site: &mut Site, judge: &impl Fn(&mut Site, &Outcome)) {
 
 fn runs(extent: Sweep) {
     let mut site = Site::new(11);
+    site.large = false;
     site.json(&["run"]);
     site.record("the first run");
     sweep(&mut site, extent, &["run"], Site::change, |site, outcome| {
@@ -287,7 +288,7 @@ fn runs(extent: Sweep) {
 
 #[test]
 fn a_run_survives_any_call_that_fails() {
-    runs(Sweep::Spread(3));
+    runs(Sweep::Spread(2));
 }
 
 #[test]
@@ -298,6 +299,7 @@ fn a_run_survives_every_call_that_fails() {
 
 fn first_runs(extent: Sweep) {
     let mut site = Site::new(12);
+    site.large = false;
     let fresh = |site: &mut Site| {
         for name in ["repository", "state"] {
             // Not there the first time.
@@ -343,6 +345,7 @@ fn init_and_a_first_run_survive_every_call_that_fails() {
 
 fn prunes(extent: Sweep) {
     let mut site = Site::new(13);
+    site.large = false;
     let due = |site: &mut Site| {
         while site.points().len() < 4 {
             site.change();
@@ -376,7 +379,7 @@ fn prunes(extent: Sweep) {
 
 #[test]
 fn a_prune_survives_any_call_that_fails() {
-    prunes(Sweep::Spread(2));
+    prunes(Sweep::Spread(1));
 }
 
 #[test]
@@ -387,6 +390,7 @@ fn a_prune_survives_every_call_that_fails() {
 
 fn restores(extent: Sweep) {
     let mut site = Site::new(14);
+    site.large = false;
     site.json(&["run"]);
     let wanted = digest(&harness::tree(&site.source()));
     let to = site.path("target");
@@ -427,6 +431,7 @@ fn a_restore_survives_every_call_that_fails() {
 /// What only reads tells all of it or fails: and records no damage where there is none.
 fn reads(extent: Sweep) {
     let mut site = Site::new(15);
+    site.large = false;
     for _ in 0..3 {
         site.change();
         site.json(&["run"]);

@@ -22,15 +22,29 @@ fn killed(site: &Site, args: &[&str], moment: Duration) -> bool {
     said.code == 0
 }
 
-/// The n-th of the moments: evenly spread, and random between two of them.
-fn moment(site: &mut Site, n: u32, whole: Duration) -> Duration {
-    let fraction = (f64::from(n) + site.random.fraction()) / f64::from(KILLS);
-    whole.mul_f64(fraction)
+/// Moments of a command: evenly spread over its duration and random between two of them, early and late ones in turn.
+struct Moments {
+    whole: Duration,
 }
 
-/// How long the slowest of three takes that nobody kills.
-fn duration(site: &mut Site, mut once: impl FnMut(&mut Site) -> Duration) -> Duration {
-    (0..3).map(|_| once(site)).max().unwrap()
+impl Moments {
+    /// Over the duration of what nobody kills, the quickest of three.
+    fn of(site: &mut Site, mut once: impl FnMut(&mut Site) -> Duration) -> Self {
+        let quickest = (0..3).map(|_| once(site)).min().unwrap();
+        Self {
+            whole: quickest.mul_f64(1.2),
+        }
+    }
+    fn get(&self, site: &mut Site, n: u32) -> Duration {
+        let place = f64::from(n * 17 % KILLS) + site.random.fraction();
+        self.whole.mul_f64(place / f64::from(KILLS))
+    }
+    /// A machine that has less to do than before is quicker than before.
+    fn learn(&mut self, over: bool) {
+        if over {
+            self.whole = self.whole.mul_f64(0.95);
+        }
+    }
 }
 
 fn timed_run(site: &mut Site) -> Duration {
@@ -45,13 +59,14 @@ fn timed_run(site: &mut Site) -> Duration {
 #[test]
 fn a_run_killed_at_any_moment_leaves_whole_points_only() {
     let mut site = Site::new(1);
-    let whole = duration(&mut site, timed_run);
+    let mut moments = Moments::of(&mut site, timed_run);
     let (mut cut_short, mut orphans) = (0, 0);
     for n in 0..KILLS {
         site.change();
-        let moment = moment(&mut site, n, whole);
-        let after = format!("a run killed after {moment:?} of {whole:?}");
+        let moment = moments.get(&mut site, n);
+        let after = format!("a run killed after {moment:?} of {:?}", moments.whole);
         let over = killed(&site, &["run"], moment);
+        moments.learn(over);
         cut_short += u32::from(!over);
         // A commit that is there is whole: it is the source as it was.
         let new = site.record(&after);
@@ -87,7 +102,7 @@ fn a_prune_killed_at_any_moment_loses_no_point_that_it_keeps() {
     timed_run(&mut site);
     let held = site.points().remove(0);
     site.json(&["hold", "add", &held, "--why", "the test"]);
-    let whole = duration(&mut site, |site| {
+    let mut moments = Moments::of(&mut site, |site| {
         timed_run(site);
         timed_run(site);
         site.age("repository/sources/app/tombstones", GRACE_OVER);
@@ -101,7 +116,7 @@ fn a_prune_killed_at_any_moment_loses_no_point_that_it_keeps() {
         // Points whose grace is over, and an orphan in some rounds.
         site.age("repository/sources/app/tombstones", GRACE_OVER);
         if n % 5 == 0 {
-            let moment = whole / 2;
+            let moment = moments.whole / 2;
             site.change();
             killed(&site, &["run"], moment);
             site.record("a killed run");
@@ -110,9 +125,11 @@ fn a_prune_killed_at_any_moment_loses_no_point_that_it_keeps() {
             site.age(&format!("repository/sources/app/runs/{orphan}"), ABANDONED);
         }
         let kept = kept(&site);
-        let moment = moment(&mut site, n, whole);
-        let after = format!("a prune killed after {moment:?} of {whole:?}");
-        cut_short += u32::from(!killed(&site, &["prune"], moment));
+        let moment = moments.get(&mut site, n);
+        let after = format!("a prune killed after {moment:?} of {:?}", moments.whole);
+        let over = killed(&site, &["prune"], moment);
+        moments.learn(over);
+        cut_short += u32::from(!over);
         let points = site.points();
         for run in &kept {
             assert!(points.contains(run), "{after}: {run} was kept and is gone");
@@ -154,7 +171,7 @@ fn a_restore_killed_at_any_moment_is_completed_by_the_same_command() {
     let run = site.points().remove(0);
     let to = site.path("killed");
     let command = ["restore", "app", "--at-point", &run, "--to", to.to_str().unwrap()];
-    let whole = duration(&mut site, |site| {
+    let mut moments = Moments::of(&mut site, |site| {
         let begun = Instant::now();
         site.json(&command);
         let took = begun.elapsed();
@@ -165,9 +182,11 @@ fn a_restore_killed_at_any_moment_is_completed_by_the_same_command() {
     let marker = to.join(".lifeboat-restore-incomplete");
     let (mut cut_short, mut marked) = (0, 0);
     for n in 0..KILLS {
-        let moment = moment(&mut site, n, whole);
-        let after = format!("a restore killed after {moment:?} of {whole:?}");
-        if !killed(&site, &command, moment) {
+        let moment = moments.get(&mut site, n);
+        let after = format!("a restore killed after {moment:?} of {:?}", moments.whole);
+        let over = killed(&site, &command, moment);
+        moments.learn(over);
+        if !over {
             cut_short += 1;
             // Half a restore never looks like a whole one.
             let files = harness::tree(&to_if_there(&to));
