@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness;
-use crate::site::{Site, digest, end};
+use crate::site::{Site, digest, end, entries};
 
 const KILLS: u32 = 50;
 /// Older than the grace and its hour, 73 h.
@@ -79,6 +79,24 @@ fn a_run_killed_at_any_moment_leaves_whole_points_only() {
     }
     // Else the kills came too late to tell anything.
     assert!(cut_short > KILLS / 2, "{cut_short} of {KILLS} kills met a run");
+    // One that surely comes between the first pack and the commit.
+    let runs = site.path("repository/sources/app/runs");
+    for _ in 0..KILLS {
+        if orphans > 0 {
+            break;
+        }
+        site.change();
+        let before = entries(&runs).len();
+        let mut child = site.start(&["run"]);
+        let begun = Instant::now();
+        while entries(&runs).len() == before && begun.elapsed() < Duration::from_secs(10) {
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        end(child);
+        site.record("a run killed after its first pack");
+        orphans = site.orphans().len();
+    }
     assert!(orphans > 0, "no kill left an orphan");
 
     // What the killed left is swept at its age, and not before.
