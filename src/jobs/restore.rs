@@ -216,8 +216,8 @@ pub fn restorer(session: &Session, source: &SourceName, kind: &str) -> Result<Bo
 }
 
 fn context(session: &Session, source: &SourceName, run: RunId) -> Result<(Context, Scratch)> {
-    // A restore on a rescue host has no state directory of its own, or not one for this user: the system's temporary
-    // directory serves.
+    // A rescue host has no state directory, and a host in trouble may have one that is full or read-only: neither is in
+    // the way of a restore, the system's temporary directory serves.
     let id = RunId::new(session.world.ulid()?);
     let scratch = StateDir::open(&session.policy.state_dir)
         .and_then(|state| state.scratch(id))

@@ -81,9 +81,9 @@ impl DirectoryTarget {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .doing(|| format!("the directory {} can not be made", path.display()))?;
-        let root =
-            File::open(path).doing(|| format!("the directory {} can not be opened", path.display()))?;
+            .map_err(|e| refused(format!("the directory {} can not be made", path.display()), e))?;
+        let root = File::open(path)
+            .map_err(|e| refused(format!("the directory {} can not be opened", path.display()), e))?;
         root.try_lock().map_err(|e| {
             Error::failed(format!("another restore is writing to {}", path.display()))
                 .hint("Wait for it, or choose another target.")
@@ -115,7 +115,8 @@ impl DirectoryTarget {
         let shown = self.path.join(&relative);
         let out = Arc::new(self.create(&relative)?);
         let mut early = EarlySync::new(out.clone());
-        let unsynced = || format!("{} can not be synced", shown.display());
+        let unwritten = |e| refused(format!("{} can not be written", shown.display()), e);
+        let unsynced = |e| refused(format!("{} can not be synced", shown.display()), e);
         let cancel = self.context.cancel.clone();
         let mut written = 0u64;
         loop {
@@ -133,12 +134,12 @@ impl DirectoryTarget {
             } else {
                 off_the_runtime(write).await
             };
-            result.doing(|| format!("{} can not be written", shown.display()))?;
+            result.map_err(unwritten)?;
             written += length;
-            early.wrote(length).await.doing(unsynced)?;
+            early.wrote(length).await.map_err(unsynced)?;
             self.context.progress.advance(length);
         }
-        early.finish().await.doing(unsynced)?;
+        early.finish().await.map_err(unsynced)?;
         if written != unit.size {
             return Err(Error::damaged(format!(
                 "{} has {written} bytes, recorded are {}",
@@ -153,7 +154,7 @@ impl DirectoryTarget {
         }
         if written >= SYNC_ALONE_BYTES {
             let to = out.clone();
-            off_the_runtime(move || to.sync_all()).await.doing(unsynced)?;
+            off_the_runtime(move || to.sync_all()).await.map_err(unsynced)?;
         }
         Ok(written)
     }
@@ -184,7 +185,7 @@ impl DirectoryTarget {
         };
         off_the_runtime(work)
             .await
-            .doing(|| format!("{} can not be synced", path.display()))
+            .map_err(|e| refused(format!("{} can not be synced", path.display()), e))
     }
 
     fn write_marker(&self) -> Result<()> {
@@ -208,7 +209,7 @@ impl DirectoryTarget {
             rustix::fs::renameat(&self.root, MARKER_NEW, &self.root, MARKER)?;
             self.root.sync_all()
         };
-        work().doing(doing)
+        work().map_err(|e| refused(doing(), e))
     }
 
     /// Creates the file of a relative name anew, with its directories (0700).
@@ -227,7 +228,7 @@ impl DirectoryTarget {
             self.parent = None;
             let fd = self
                 .descend(directories)
-                .doing(|| format!("the directory of {} can not be made", shown.display()))?;
+                .map_err(|e| refused(format!("the directory of {} can not be made", shown.display()), e))?;
             self.parent = Some((parent_path, fd));
         }
         let Some((_, parent)) = &self.parent else {
@@ -237,7 +238,7 @@ impl DirectoryTarget {
             unlink_if_there(parent, name)?;
             Ok(File::from(create_new(parent, name)?))
         };
-        work().doing(|| format!("{} can not be created", shown.display()))
+        work().map_err(|e| refused(format!("{} can not be created", shown.display()), e))
     }
 
     fn descend(&self, directories: &[OsString]) -> std::io::Result<OwnedFd> {
@@ -295,6 +296,17 @@ async fn off_the_runtime<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|e| Err(std::io::Error::other(e)))
+}
+
+/// What the system refused in the target, with what to do about it.
+fn refused(what: String, error: std::io::Error) -> Error {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let hint = match error.kind() {
+        StorageFull | QuotaExceeded => "Make room there: the same command goes on with the restore.",
+        PermissionDenied | ReadOnlyFilesystem => "Give a directory that this user may write.",
+        _ => "The target is incomplete; once it can be written the same command goes on with the restore.",
+    };
+    Error::failed(what).hint(hint).because(error)
 }
 
 /// The error of a cancelled restore.

@@ -49,8 +49,11 @@ impl StateDir {
     /// # Errors
     /// It can not be written.
     pub fn open(root: &Path) -> Result<Self> {
-        make_dir(root).map_err(|e| {
-            e.hint("Set state.dir in the policy or LIFEBOAT_STATE to a directory that this user may write.")
+        make_dir(root).map_err(|e| match e.hint_text() {
+            Some(_) => e,
+            None => e.hint(
+                "Set state.dir in the policy or LIFEBOAT_STATE to a directory that this user may write.",
+            ),
         })?;
         Ok(Self {
             root: root.to_owned(),
@@ -107,9 +110,7 @@ impl StateDir {
                 format!("source {source} is being run already"),
             )
             .hint("Wait for that run; `backup status` shows it when it is done.")),
-            Err(fs::TryLockError::Error(e)) => {
-                Err(Error::failed(format!("can not lock {}", path.display())).because(e))
-            }
+            Err(fs::TryLockError::Error(e)) => Err(failed(format!("can not lock {}", path.display()), e)),
         }
     }
     /// Waits for the lock on the generation of a repository. Blocking.
@@ -119,7 +120,8 @@ impl StateDir {
     pub fn lock_generation(&self, repository: RepositoryId) -> Result<Lock> {
         let path = self.generation_file(repository)?.with_extension("lock");
         let file = open_lock(&path)?;
-        file.lock().doing(|| format!("can not lock {}", path.display()))?;
+        file.lock()
+            .map_err(|e| failed(format!("can not lock {}", path.display()), e))?;
         Ok(Lock { _file: file })
     }
     /// A private directory for a run's spool files.
@@ -135,7 +137,7 @@ impl StateDir {
         // Somebody who cleans up may take it between the making and the lock: then once more.
         for _ in 0..5 {
             make_dir(&path)?;
-            let lock = File::open(&path).doing(doing)?;
+            let lock = File::open(&path).map_err(|e| failed(doing(), e))?;
             if lock.try_lock().is_ok() && path.exists() {
                 return Ok(Scratch { path, _lock: lock });
             }
@@ -159,6 +161,19 @@ fn remove_abandoned(all: &Path) {
     }
 }
 
+/// What the system refused in the state directory, with what to do about it.
+fn failed(what: String, error: std::io::Error) -> Error {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let told = Error::failed(what);
+    match error.kind() {
+        StorageFull | QuotaExceeded => told.hint("Make room there, then run again; nothing was lost."),
+        PermissionDenied | ReadOnlyFilesystem => told
+            .hint("Set state.dir in the policy or LIFEBOAT_STATE to a directory that this user may write."),
+        _ => told,
+    }
+    .because(error)
+}
+
 fn open_lock(path: &Path) -> Result<File> {
     OpenOptions::new()
         .write(true)
@@ -166,19 +181,20 @@ fn open_lock(path: &Path) -> Result<File> {
         .truncate(false)
         .mode(0o600)
         .open(path)
-        .doing(|| format!("can not open {}", path.display()))
+        .map_err(|e| failed(format!("can not open {}", path.display()), e))
 }
 
 impl Scratch {
-    /// In the system's temporary directory: made by us alone, whoever else writes there.
+    /// A private directory below the system's temporary one, made by us alone: for who has no state directory.
     ///
     /// # Errors
     /// It can not be made.
     pub fn temporary(run: RunId) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("lifeboat-{run}"));
-        let doing = || format!("can not make the directory {}", path.display());
-        fs::DirBuilder::new().mode(0o700).create(&path).doing(doing)?;
-        let lock = File::open(&path).doing(doing)?;
+        let doing = |e| failed(format!("can not make the directory {}", path.display()), e);
+        // One that is there already is not ours, whatever its name.
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(doing)?;
+        let lock = File::open(&path).map_err(doing)?;
         Ok(Self { path, _lock: lock })
     }
     /// Its path.
@@ -204,7 +220,7 @@ pub fn make_dir(path: &Path) -> Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .doing(|| format!("can not make the directory {}", path.display()))
+        .map_err(|e| failed(format!("can not make the directory {}", path.display()), e))
 }
 
 /// Writes a file (0600) so that it is there whole or not at all, also after a crash.
@@ -212,7 +228,7 @@ pub fn make_dir(path: &Path) -> Result<()> {
 /// # Errors
 /// It can not be written.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let doing = || format!("can not write {}", path.display());
+    let doing = |e| failed(format!("can not write {}", path.display()), e);
     let temporary = path.with_extension(format!("new{}", std::process::id()));
     let mut file = OpenOptions::new()
         .write(true)
@@ -220,12 +236,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)
-        .doing(doing)?;
-    file.write_all(bytes).doing(doing)?;
-    file.sync_all().doing(doing)?;
-    fs::rename(&temporary, path).doing(doing)?;
+        .map_err(doing)?;
+    file.write_all(bytes).map_err(doing)?;
+    file.sync_all().map_err(doing)?;
+    fs::rename(&temporary, path).map_err(doing)?;
     if let Some(parent) = path.parent() {
-        File::open(parent).and_then(|d| d.sync_all()).doing(doing)?;
+        File::open(parent).and_then(|d| d.sync_all()).map_err(doing)?;
     }
     Ok(())
 }
@@ -239,7 +255,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match File::open(path).and_then(|mut f| f.read_to_string(&mut text)) {
         Ok(_) => Ok(serde_json::from_str(&text).ok()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::failed(format!("can not read {}", path.display())).because(e)),
+        Err(e) => Err(failed(format!("can not read {}", path.display()), e)),
     }
 }
 

@@ -249,7 +249,7 @@ impl From<StoreError> for Error {
             Fault::Damaged => (Kind::Damaged, "`backup verify` tells how far the damage goes."),
             Fault::Denied => (
                 Kind::Failed,
-                "Check the credentials and what they may do; `backup check` tries each right.",
+                "Check the credentials (of a directory: owner, mode and mount) and what they may do; `backup check` tries each right.",
             ),
             Fault::Locked => (
                 Kind::Failed,

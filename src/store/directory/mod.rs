@@ -95,6 +95,15 @@ impl DirectoryStore {
         Ok(Self::open(root))
     }
 
+    /// The error with the directory that it is about: keys alone do not tell which disk is full.
+    fn located(&self, mut error: StoreError) -> StoreError {
+        let root = self.0.root.display().to_string();
+        if !error.what.contains(&root) {
+            error.what = format!("{} in {root}", error.what);
+        }
+        error
+    }
+
     /// Runs a blocking call off the runtime's threads.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -103,7 +112,7 @@ impl DirectoryStore {
     ) -> StoreResult<T> {
         let inner = Arc::clone(&self.0);
         match tokio::task::spawn_blocking(move || call(&inner)).await {
-            Ok(result) => result,
+            Ok(result) => result.map_err(|e| self.located(e)),
             Err(e) => Err(StoreError::new(Fault::Unavailable, what, e)),
         }
     }

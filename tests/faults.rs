@@ -1,0 +1,21 @@
+//! Faults with the real binary: it is killed at random moments, its system calls fail one after the other, its disks
+//! fill, signals reach it, and the store answers as stores do on bad days. What `list` shows restores, byte for byte.
+#![allow(clippy::unwrap_used)]
+
+#[path = "faults/calls.rs"]
+mod calls;
+#[path = "faults/full.rs"]
+mod full;
+mod harness;
+#[path = "faults/kill.rs"]
+mod kill;
+#[path = "faults/postgres.rs"]
+mod postgres;
+#[path = "faults/secrets.rs"]
+mod secrets;
+#[path = "faults/signals.rs"]
+mod signals;
+#[path = "faults/site.rs"]
+mod site;
+#[path = "faults/store.rs"]
+mod store;

@@ -1,0 +1,88 @@
+//! kill -9 of a restore into a database: it is marked, and the same command starts over.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::postgres::PostgresServer;
+use crate::harness::{self, write_file};
+use crate::site::{Site, end, entries};
+
+const KILLS: u32 = 6;
+const ROWS: &str = "30000";
+
+#[test]
+fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
+    let server = PostgresServer::newest();
+    let (database, copy) = (
+        server.create_database(),
+        format!("copy_{}", harness::random_hex(6)),
+    );
+    server.psql(
+        &database,
+        &format!(
+            "create table t as select a, md5(a::text) || repeat('x', 500) as b from generate_series(1, {ROWS}) a;
+             create table u as table t; create index on t (b); create index on u (b)"
+        ),
+    );
+    let mut site = Site::without_repository(41);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let orders = format!(
+        "\n[source.orders]\nkind = \"postgres\"\nurl = {{ env = \"T_URL\" }}\nclient_dir = \"{}\"\n",
+        server.client_dir().display()
+    );
+    write_file(site.dir.path(), "policy.toml", policy + &orders);
+    site.environment = vec![
+        ("T_URL".to_owned(), server.url(&database)),
+        ("T_TARGET".to_owned(), server.url(&copy)),
+    ];
+    site.json(&["init"]);
+    site.json(&["run", "orders"]);
+    let command = ["restore", "orders", "--at", "latest", "--to", "env:T_TARGET"];
+    let begun = Instant::now();
+    site.json(&command);
+    let whole = begun.elapsed();
+    let mut marked = 0;
+    for n in 0..KILLS {
+        server.psql(
+            "postgres",
+            &format!("drop database if exists {copy} with (force)"),
+        );
+        let moment = whole.mul_f64((f64::from(n) + site.random.fraction()) / f64::from(KILLS));
+        let mut child = site.start(&command);
+        std::thread::sleep(moment);
+        child.kill().unwrap();
+        let over = end(child).code == 0;
+        let after = format!("killed after {moment:?} of {whole:?}");
+        let there = server.psql(
+            "postgres",
+            &format!("select count(*) from pg_database where datname = '{copy}'"),
+        );
+        if !over && there == "1" {
+            let schemas = "select count(*) from pg_namespace where nspname like '%lifeboat%'";
+            let tables = "select count(*) from pg_class where relname in ('t', 'u') and relkind = 'r'";
+            let (mark, tables) = (server.psql(&copy, schemas), server.psql(&copy, tables));
+            assert!(
+                mark == "1" || tables == "0",
+                "{after}: {tables} tables and no mark"
+            );
+            marked += u32::from(mark == "1");
+        }
+        if !over {
+            let said = harness::run(&mut site.backup(&command));
+            assert_eq!(said.code, 0, "{after}, again: {said}");
+        }
+        for table in ["t", "u"] {
+            let facts = format!(
+                "select count(*), min(b) = md5('1') || repeat('x', 500) from {table} where a = 1 or true"
+            );
+            let found = server.psql(&copy, &facts.replace("min(b)", "max(b) filter (where a = 1)"));
+            assert_eq!(found, format!("{ROWS}|t"), "{after}");
+        }
+        let left = "select count(*) from pg_namespace where nspname like '%lifeboat%'";
+        assert_eq!(server.psql(&copy, left), "0", "{after}: a mark is left");
+    }
+    assert!(marked > 0, "no kill left a mark");
+    // The next run removes what the killed spooled, which no kill may leave for ever.
+    site.json(&["run", "orders"]);
+    assert_eq!(entries(&site.path("state/scratch")), [""; 0]);
+    assert!(whole < Duration::from_secs(60));
+}
