@@ -6,6 +6,8 @@
 //! Names come from the repository, so every step below the target is taken from an open directory, one part at a
 //! time, without following symbolic links: nothing planted in the target leads a write out of it.
 
+mod early_sync;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io::{Read as _, Write as _};
@@ -20,6 +22,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use self::early_sync::EarlySync;
 use crate::error::{Context as _, Error, Result};
 use crate::source::{Context, PointContent, RestoredUnit};
 use crate::types::{RunId, SourceName};
@@ -32,8 +35,6 @@ const MARKER_LIMIT_BYTES: u64 = 4096;
 /// Files of at least this size are synced one by one, so that an error names the file; the many small ones are
 /// synced together by [`DirectoryTarget::finish`], before the marker goes.
 const SYNC_ALONE_BYTES: u64 = 1 << 20;
-/// Of larger files so much is brought to disk at a time.
-const SYNC_EVERY_BYTES: u64 = 64 << 20;
 /// So little is written without leaving the runtime's thread.
 const WRITTEN_AT_ONCE_BYTES: u64 = 64 << 10;
 /// How many things in the way are named.
@@ -252,41 +253,6 @@ impl DirectoryTarget {
             at = rustix::fs::openat(&at, part, flags, Mode::empty())?;
         }
         Ok(at)
-    }
-}
-
-/// Brings what was written to disk while more is decoded: else all of a large file would wait for its last byte.
-struct EarlySync {
-    file: Arc<File>,
-    unsynced: u64,
-    running: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
-}
-
-impl EarlySync {
-    fn new(file: Arc<File>) -> Self {
-        Self {
-            file,
-            unsynced: 0,
-            running: None,
-        }
-    }
-    async fn wrote(&mut self, length: u64) -> std::io::Result<()> {
-        self.unsynced += length;
-        if self.unsynced < SYNC_EVERY_BYTES || self.running.as_ref().is_some_and(|r| !r.is_finished()) {
-            return Ok(());
-        }
-        self.finish().await?;
-        self.unsynced = 0;
-        let file = self.file.clone();
-        self.running = Some(tokio::task::spawn_blocking(move || file.sync_data()));
-        Ok(())
-    }
-    /// An error of a sync is told once: a later sync would know nothing of it.
-    async fn finish(&mut self) -> std::io::Result<()> {
-        match self.running.take() {
-            Some(running) => running.await.unwrap_or_else(|e| Err(std::io::Error::other(e))),
-            None => Ok(()),
-        }
     }
 }
 

@@ -76,7 +76,13 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn sql(e: rusqlite::Error) -> Stop {
-    Stop::Io(std::io::Error::other(e))
+    Stop::Io(match e.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => std::io::Error::new(
+            std::io::ErrorKind::StorageFull,
+            format!("no space left on device: {e}"),
+        ),
+        _ => std::io::Error::other(e),
+    })
 }
 
 fn create(path: &Path) -> std::io::Result<File> {
@@ -116,7 +122,10 @@ fn copy_resting(path: &Path, to: &Path) -> Result<(), Stop> {
         return Err(Stop::Changed("somebody opened it"));
     }
     let connection = Connection::open(to).map_err(sql)?;
-    // Takes the log's commits into the copy.
+    // Takes the log's commits into the copy, which is nobody's but ours and needs no index in shared memory.
+    connection
+        .pragma_update(None, "locking_mode", "exclusive")
+        .map_err(sql)?;
     connection
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         .map_err(sql)?;
