@@ -255,7 +255,7 @@ pub const KEYS: &[Key] = &[
         "source",
         "stall_timeout",
         Duration,
-        "A run without a byte for this long fails; default 10m",
+        "A run that gets no byte of a dump or file for this long fails (other work, as counting rows, is under `timeout` alone); default 10m",
     ),
     key("source", "priority", Signed, "Higher runs first; default 0"),
     key(

@@ -167,7 +167,7 @@ pub struct SourcePolicy {
     pub max_age: Duration,
     /// A run longer than this fails.
     pub timeout: Duration,
-    /// A run without a byte for this long fails.
+    /// A run that gets no byte of a dump or file for this long fails.
     pub stall_timeout: Duration,
     /// Higher runs first.
     pub priority: i32,

@@ -50,6 +50,12 @@ impl Address {
             .ok_or_else(|| bad("it does not start with postgres://"))?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        // The place would begin inside of a password, and then be told in messages.
+        if path.contains('@') || query.contains('@') {
+            return Err(bad(
+                "an @ stands behind its host: a /, ? or @ in a password is not percent-encoded",
+            ));
+        }
         let (login, place) = match authority.rsplit_once('@') {
             Some((login, place)) => (Some(login), place),
             None => (None, authority),
@@ -77,6 +83,18 @@ impl Address {
     pub(crate) fn with_database(&self, database: &str) -> Self {
         Self {
             database: Some(database.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same, with one more option for the server's sessions.
+    pub(crate) fn with_option(&self, option: &str) -> Self {
+        let options = match &self.options {
+            Some(own) => format!("{own} {option}"),
+            None => option.to_owned(),
+        };
+        Self {
+            options: Some(options),
             ..self.clone()
         }
     }
@@ -139,7 +157,11 @@ impl Address {
             .application_name("lifeboat")
             .connect_timeout(CONNECT_LIMIT)
             // A session may be silent for hours while a dump runs: gateways must not forget it.
-            .keepalives_idle(Duration::from_secs(60));
+            .keepalives_idle(Duration::from_secs(60))
+            // And a peer that is gone must be noticed.
+            .keepalives_interval(Duration::from_secs(10))
+            .keepalives_retries(6)
+            .tcp_user_timeout(Duration::from_secs(120));
         if let Some(password) = &self.password {
             config.password(password.expose());
         }

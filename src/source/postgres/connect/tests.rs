@@ -35,6 +35,10 @@ fn refusals_and_debug_never_show_the_password() {
         "postgres://me:sentinel@a,b/x",
         "postgres://me:sentinel@h/x?sslmode=maybe",
         "postgres://me:sentinel@h/x?sslcert=/a",
+        "postgres://me:pw-a@sentinel/ret@127.0.0.1:55801/shop",
+        "postgres://me:12/sentinel@h/shop",
+        "postgres://me:a?sentinel=1@h/shop",
+        "postgres://me:a@sentinel?x=1@h/shop",
     ] {
         let error = parse(url).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
