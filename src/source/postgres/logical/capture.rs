@@ -98,7 +98,7 @@ impl LogicalCapture {
         }
         let clocks = read_clocks(&context, &session).await?;
         let mut cluster = describe(&session, version, &clients).await?;
-        let mut warnings = Vec::new();
+        let mut warnings = super::left_out(&session, &address, &settings).await?;
         let mut ready = Vec::new();
         for (((unit, listed), (address, session, size)), (id, at)) in
             databases.into_iter().zip(held).zip(snapshots)
@@ -222,7 +222,8 @@ impl LogicalCapture {
             &self.clients,
             "pg_dumpall",
             &arguments,
-            &self.address,
+            // pg_dump and pg_restore do so by themselves.
+            &self.address.with_option("-c statement_timeout=0"),
             Pipe::Out,
             cancel,
         )?;

@@ -1,6 +1,6 @@
 //! What `backup check` tells about a Postgres source: reach, version, client programs, databases, access.
 
-use super::{LogicalSettings, chosen, inspect, maintenance};
+use super::{LEFT_OUT_HINT, LogicalSettings, chosen, inspect, left_out, maintenance};
 use crate::error::{Error, Result};
 use crate::secret::SecretText;
 use crate::source::postgres::client::{self, LARGE_OBJECT_HINT};
@@ -65,6 +65,13 @@ async fn look(
         "databases",
         format!("{shown}{many}, {size} together"),
     ));
+    let told = left_out(&session, &address, settings)
+        .await
+        .map_err(at("databases"))?;
+    findings.extend(
+        told.into_iter()
+            .map(|t| Finding::warning("databases", t, LEFT_OUT_HINT)),
+    );
     for listed in &listed {
         match access(&address.with_database(&listed.database.name)).await {
             Ok(found) => findings.extend(found),

@@ -182,23 +182,99 @@ async fn settings(session: &Session, oid: i64) -> Result<Vec<DatabaseSetting>> {
 }
 
 /// The roles that own something in this database or are granted something there. The role that made the cluster owns
-/// things without a record of it, so it is looked for.
+/// things without a record of it, so it is looked for in every catalog that names roles.
 pub(super) async fn roles_of_database(session: &Session) -> Result<Vec<String>> {
+    let doing = "list the roles of a database";
     let sql = "SELECT DISTINCT pg_get_userbyid(d.refobjid)::text FROM pg_catalog.pg_shdepend d \
          WHERE d.refclassid = 'pg_catalog.pg_authid'::regclass \
-         AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-         UNION SELECT pg_get_userbyid(10)::text WHERE EXISTS ( \
-         SELECT FROM pg_catalog.pg_class WHERE relowner = 10 AND oid::int8 >= 16384 AND relkind NOT IN ('t', 'i', 'I') \
-         UNION ALL SELECT FROM pg_catalog.pg_proc WHERE proowner = 10 AND oid::int8 >= 16384 \
-         UNION ALL SELECT FROM pg_catalog.pg_type WHERE typowner = 10 AND oid::int8 >= 16384 AND typrelid = 0 \
-         UNION ALL SELECT FROM pg_catalog.pg_namespace WHERE nspowner = 10 AND oid::int8 >= 16384 \
-         AND nspname !~ '^pg_' \
-         UNION ALL SELECT FROM pg_catalog.pg_largeobject_metadata WHERE lomowner = 10) ORDER BY 1";
-    let rows = session.rows("list the roles of a database", sql, &[]).await?;
+         AND d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())";
+    let rows = session.rows(doing, sql, &[]).await?;
     let names: Result<Vec<String>> = rows.iter().map(|row| value(row, 0)).collect();
     let mut names = names?;
+    let sql = format!(
+        "SELECT pg_get_userbyid(10)::text WHERE {}",
+        names_first_role(session, doing).await?
+    );
+    for row in session.rows(doing, &sql, &[]).await? {
+        names.push(value(&row, 0)?);
+    }
     names.retain(|n| !n.starts_with("pg_"));
+    names.sort();
+    names.dedup();
     Ok(names)
+}
+
+/// A condition: whether anything that a dump holds is owned by the role that made the cluster, or names it in its
+/// privileges. Members of extensions are left out, and the system's own objects but `public`, as in the dump.
+async fn names_first_role(session: &Session, doing: &str) -> Result<String> {
+    // An owner, the roles of a policy, privileges: what such a column is called differs, its type tells.
+    let sql = "SELECT c.relname::text, a.attname::text, a.atttypid::regtype::text, \
+         (SELECT k.attname::text FROM pg_catalog.pg_attribute k WHERE k.attrelid = c.oid \
+         AND k.attname IN ('oid', 'attrelid') ORDER BY k.attname DESC LIMIT 1) \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid \
+         WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 \
+         AND (NOT c.relisshared OR c.relname = 'pg_subscription') \
+         AND c.relname NOT IN ('pg_extension', 'pg_init_privs') \
+         AND has_column_privilege(c.oid, a.attnum, 'SELECT') \
+         AND (a.atttypid = 'aclitem[]'::regtype OR a.attname = 'polroles' \
+         OR a.atttypid = 'oid'::regtype AND a.attname ~ '(owner|role|user)$')";
+    let mut any = vec!["false".to_owned()];
+    for row in session.rows(doing, sql, &[]).await? {
+        let (catalog, column, kind): (&str, &str, &str) = (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
+        let key: Option<&str> = value(&row, 3)?;
+        let named = match kind {
+            "aclitem[]" => format!(
+                "EXISTS (SELECT FROM aclexplode(o.{column}) x WHERE x.grantee = 10 OR x.grantor = 10)"
+            ),
+            "oid" => format!("o.{column} = 10"),
+            _ => format!("10 = ANY (o.{column})"),
+        };
+        let of_user = match (catalog, key) {
+            ("pg_subscription", _) => {
+                "o.subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
+                    .to_owned()
+            }
+            // Any large object is a user's, whatever its number.
+            ("pg_largeobject_metadata", _) => "true".to_owned(),
+            (_, Some(key)) => {
+                let class = if key == "attrelid" { "pg_class" } else { catalog };
+                let public = if catalog == "pg_namespace" {
+                    " OR o.nspname = 'public'"
+                } else {
+                    ""
+                };
+                let tables = match catalog {
+                    "pg_class" => " AND o.relkind NOT IN ('t', 'i', 'I') AND o.relpersistence <> 't'",
+                    "pg_namespace" => " AND o.nspname !~ '^pg_'",
+                    _ => "",
+                };
+                format!(
+                    "(o.{key}::int8 >= 16384{public}){tables} AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e \
+                     WHERE e.classid = 'pg_catalog.{class}'::regclass AND e.objid = o.{key} AND e.deptype = 'e')"
+                )
+            }
+            (_, None) => continue,
+        };
+        any.push(format!(
+            "EXISTS (SELECT FROM pg_catalog.{catalog} o WHERE {of_user} AND {named})"
+        ));
+    }
+    Ok(any.join(" OR "))
+}
+
+/// Databases that a run passes over whatever the policy says, and why: the server's own two templates are not meant.
+pub(super) async fn never_taken(session: &Session) -> Result<Vec<(String, &'static str)>> {
+    let sql = "SELECT datname::text, datallowconn FROM pg_catalog.pg_database \
+         WHERE (datistemplate OR NOT datallowconn) AND datname NOT IN ('template0', 'template1') ORDER BY 1";
+    let why = |row: &tokio_postgres::Row| {
+        let why = match value(row, 1)? {
+            true => "it is a template",
+            false => "it allows no connections",
+        };
+        Ok((value(row, 0)?, why))
+    };
+    let rows = session.rows("list the databases", sql, &[]).await?;
+    rows.iter().map(why).collect()
 }
 
 /// How much is looked at.

@@ -136,6 +136,24 @@ async fn chosen(session: &Session, address: &Address, settings: &LogicalSettings
     Ok(listed)
 }
 
+/// Databases that the policy and the URL choose and that are not backed up nevertheless: a sentence each.
+async fn left_out(session: &Session, address: &Address, settings: &LogicalSettings) -> Result<Vec<String>> {
+    let patterns = &settings.databases;
+    let chosen = |name: &str| match (patterns.as_slice(), &address.database) {
+        ([], Some(only)) => only == name,
+        ([], None) => true,
+        (patterns, _) => patterns.iter().any(|p| matches(p, name)),
+    };
+    let all = inspect::never_taken(session).await?.into_iter();
+    let told = all
+        .filter(|(name, _)| chosen(name))
+        .map(|(name, why)| format!("database {name:?} is not backed up: {why}"));
+    Ok(told.collect())
+}
+
+/// What makes such a database one that is backed up.
+const LEFT_OUT_HINT: &str = "ALTER DATABASE … IS_TEMPLATE false ALLOW_CONNECTIONS true, if it is to be backed up; else leave it out of the source's databases.";
+
 /// The unit of a database: its name, with everything that is no plain part of a file name percent-encoded.
 fn unit_of(database: &str) -> Result<UnitName> {
     use std::fmt::Write as _;
