@@ -7,6 +7,8 @@ mod harness;
 mod examined;
 #[path = "postgres/failures.rs"]
 mod failures;
+#[path = "postgres/guarded.rs"]
+mod guarded;
 #[path = "postgres/journey.rs"]
 mod journey;
 #[path = "postgres/roles.rs"]

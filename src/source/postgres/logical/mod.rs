@@ -3,6 +3,7 @@
 mod capture;
 mod check;
 mod choice;
+mod clear;
 mod compare;
 mod files;
 mod inspect;

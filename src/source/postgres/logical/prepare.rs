@@ -2,15 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::clear;
 use super::roles::setting;
 use crate::error::{Error, Result};
 use crate::source::Context;
 use crate::source::postgres::connect::{Address, Session, value};
 use crate::source::postgres::facts::{Database, MARKER_SCHEMA};
 use crate::source::postgres::quote::{ident, literal};
-
-/// How many things in the way are named.
-const NAMED_IN_THE_WAY: usize = 5;
 
 /// The comment of the marker schema.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +18,7 @@ pub(super) struct Marker {
     /// We made the database, so we may drop it.
     created: bool,
     /// Extensions that were there before.
-    extensions: Vec<String>,
+    pub(super) extensions: Vec<String>,
 }
 
 /// What a target database is before a restore.
@@ -34,8 +32,22 @@ pub(super) enum State {
     Ours(Marker),
 }
 
-/// A session for the target server as a whole.
-pub(super) async fn maintenance(address: &Address) -> Result<Session> {
+/// A session for the target server as a whole, and the address to use from here on: where the role may, its sessions
+/// and programs fire no event triggers, which would do to what is restored as they do to what users change, and of which
+/// those of logins could keep everybody out.
+pub(super) async fn maintenance(address: &Address) -> Result<(Session, Address)> {
+    let quiet = address.with_option("-c event_triggers=off");
+    match any_database(&quiet).await {
+        Ok(session) => Ok((session, quiet)),
+        // Not before version 17, not every role, not through every pooler.
+        Err(e) if e.chain().contains("event_triggers") || e.chain().contains("startup parameter") => {
+            Ok((any_database(address).await?, address.clone()))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+async fn any_database(address: &Address) -> Result<Session> {
     let mut first = None;
     let own = address.database.as_deref().unwrap_or("postgres");
     for database in ["postgres", "template1", own] {
@@ -44,7 +56,8 @@ pub(super) async fn maintenance(address: &Address) -> Result<Session> {
             // Managed servers may have hidden these two; anything else is the same for every database.
             Err(e)
                 if e.message().contains("no database")
-                    || e.message().contains("may not connect to database") =>
+                    || e.message().contains("may not connect to database")
+                        && !e.chain().contains("event_triggers") =>
             {
                 first.get_or_insert(e);
             }
@@ -52,6 +65,36 @@ pub(super) async fn maintenance(address: &Address) -> Result<Session> {
         }
     }
     Err(first.unwrap_or_else(|| Error::failed(format!("{} has no database", address.shown()))))
+}
+
+/// Takes the lock of a target database, for as long as the server's session lives: two restores into one database at
+/// once would each drop what the other makes.
+///
+/// # Errors
+/// Another session has it.
+pub(super) async fn lock(server: &Session, name: &str) -> Result<()> {
+    let digest = blake3::hash(format!("lifeboat restore {name}").as_bytes());
+    let mut half = [0u8; 8];
+    half.copy_from_slice(&digest.as_bytes()[..8]);
+    let key = i64::from_be_bytes(half);
+    let doing = "lock the target database";
+    let row = server
+        .row(doing, "SELECT pg_try_advisory_lock($1)", &[&key])
+        .await?;
+    if value(&row, 0)? {
+        return Ok(());
+    }
+    let sql = "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
+               AND classid::int8 = ($1::int8 >> 32) & 4294967295 AND objid::int8 = $1::int8 & 4294967295 LIMIT 1";
+    let holder = server.rows(doing, sql, &[&key]).await?;
+    let who = match holder.first() {
+        Some(row) => format!(" (server process {})", value::<i32>(row, 0)?),
+        None => String::new(),
+    };
+    Err(Error::usage(format!(
+        "another restore into database {name:?} is under way{who}"
+    ))
+    .hint("Wait for its end, or end it, and run the same command again."))
 }
 
 /// Looks at a target database, without changing anything.
@@ -101,88 +144,32 @@ async fn state_of(context: &Context, session: &Session, name: &str) -> Result<St
             marker.source, marker.run
         )));
     }
-    let found = in_the_way(session).await?;
+    let found = clear::in_the_way(session).await?;
     if found.is_empty() {
         return Ok(State::Empty);
     }
-    let mut shown = found[..found.len().min(NAMED_IN_THE_WAY)].join(", ");
-    if found.len() > NAMED_IN_THE_WAY {
-        shown.push_str(" and more");
-    }
-    Err(
-        Error::usage(format!("database {name:?} is not empty: it holds {shown}"))
-            .hint("Give a database that is empty or not there yet."),
-    )
+    Err(clear::not_empty(name, &found))
 }
 
-async fn in_the_way(session: &Session) -> Result<Vec<String>> {
-    let member = |class: &str, alias: &str| {
-        format!(
-            "NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = 'pg_catalog.{class}'::regclass \
-             AND e.objid = {alias}.oid AND e.deptype = 'e')"
-        )
-    };
-    let user = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
-    let sql = format!(
-        "SELECT CASE c.relkind WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' \
-         WHEN 'f' THEN 'foreign table' ELSE 'table' END, n.nspname || '.' || c.relname \
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't' AND {user} AND {} \
-         UNION ALL SELECT 'schema', n.nspname FROM pg_catalog.pg_namespace n \
-         WHERE n.nspname <> 'public' AND {user} AND {} \
-         UNION ALL SELECT 'function', n.nspname || '.' || p.proname FROM pg_catalog.pg_proc p \
-         JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE {user} AND {} \
-         UNION ALL SELECT 'type', n.nspname || '.' || t.typname FROM pg_catalog.pg_type t \
-         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE t.typtype IN ('b', 'd', 'e', 'r') \
-         AND t.typcategory <> 'A' AND {user} AND {} \
-         UNION ALL SELECT 'large object', l.oid::text FROM pg_catalog.pg_largeobject_metadata l \
-         UNION ALL SELECT 'publication', pubname FROM pg_catalog.pg_publication \
-         UNION ALL SELECT 'event trigger', v.evtname FROM pg_catalog.pg_event_trigger v WHERE {} \
-         UNION ALL SELECT 'foreign server', s.srvname FROM pg_catalog.pg_foreign_server s WHERE {} LIMIT {}",
-        member("pg_class", "c"),
-        member("pg_namespace", "n"),
-        member("pg_proc", "p"),
-        member("pg_type", "t"),
-        member("pg_event_trigger", "v"),
-        member("pg_foreign_server", "s"),
-        NAMED_IN_THE_WAY + 1
-    );
-    let rows = session.rows("look what is in the target", &sql, &[]).await?;
-    let named =
-        |row: &tokio_postgres::Row| Ok(format!("{} {:?}", value::<&str>(row, 0)?, value::<&str>(row, 1)?));
-    rows.iter().map(named).collect()
-}
-
-/// Makes the target database ready: created or emptied, and marked.
+/// Makes the target database ready: created or emptied, and marked. What it is is looked at now: others may have used it
+/// since the restore began.
 ///
 /// # Errors
-/// It can not be created, emptied or marked.
+/// It can not be created, emptied or marked, or is not empty any more.
 pub(super) async fn database(
     context: &Context,
     server: &Session,
     address: &Address,
     name: &str,
-    state: &State,
     recorded: &Database,
     warnings: &mut Vec<String>,
 ) -> Result<bool> {
-    let created = match state {
+    let created = match examine(context, server, address, name).await? {
         State::Absent => true,
         State::Empty => false,
-        State::Ours(marker) if marker.created => {
-            let sql = format!("DROP DATABASE {} WITH (FORCE)", ident(name));
-            server
-                .run(&format!("drop the incomplete database {name:?}"), &sql)
-                .await?;
-            true
-        }
         State::Ours(marker) => {
-            let session = address.with_database(name).connect().await?;
-            empty(&session, marker)
-                .await
-                .map_err(|e| e.hint("Empty the database by hand, or give another target."))?;
-            session.close().await;
-            false
+            start_over(context, server, address, name, &marker).await?;
+            marker.created
         }
     };
     if created {
@@ -196,12 +183,55 @@ pub(super) async fn database(
             })?;
     }
     let session = address.with_database(name).connect().await?;
-    mark(context, &session, created).await?;
+    mark(context, &session, name, created).await?;
     session.close().await;
     Ok(created)
 }
 
-async fn mark(context: &Context, session: &Session, created: bool) -> Result<()> {
+/// Takes back what an interrupted restore of ours has left. The session that saw the marker is open until then: no
+/// other database can have taken the name of the one that it is in.
+async fn start_over(
+    context: &Context,
+    server: &Session,
+    address: &Address,
+    name: &str,
+    marker: &Marker,
+) -> Result<()> {
+    let session = address.with_database(name).connect().await?;
+    if state_of(context, &session, name).await? != State::Ours(marker.clone()) {
+        return Err(
+            Error::failed(format!("database {name:?} was changed by somebody else"))
+                .hint("Look what is in it, then run the same command again."),
+        );
+    }
+    if !marker.created {
+        clear::empty(&session, marker)
+            .await
+            .map_err(|e| e.hint("Empty the database by hand, or give another target."))?;
+        session.close().await;
+        return Ok(());
+    }
+    let doing = format!("drop the incomplete database {name:?}");
+    clear::drop_subscriptions(&session, &doing).await?;
+    let sql = "SELECT oid::int8 FROM pg_catalog.pg_database WHERE datname = current_database()";
+    let seen: i64 = value(&session.row(&doing, sql, &[]).await?, 0)?;
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1 AND oid::int8 = $2)";
+    let same: bool = value(&server.row(&doing, sql, &[&name, &seen]).await?, 0)?;
+    if !same {
+        return Err(
+            Error::failed(format!("database {name:?} was replaced by somebody else"))
+                .hint("Look what is in it, then run the same command again."),
+        );
+    }
+    // Ends our own session too.
+    server
+        .run(&doing, &format!("DROP DATABASE {} WITH (FORCE)", ident(name)))
+        .await
+}
+
+/// The schema first, then a look, then the comment that makes the schema a marker: nothing with a marker in it was
+/// anybody else's before. A schema without the comment is taken for nobody's.
+async fn mark(context: &Context, session: &Session, name: &str, created: bool) -> Result<()> {
     let rows = session
         .rows(
             "list the extensions",
@@ -217,18 +247,66 @@ async fn mark(context: &Context, session: &Session, created: bool) -> Result<()>
         extensions: extensions?,
     };
     let text = serde_json::to_string(&marker).map_err(|e| Error::failed("no marker").because(e))?;
-    let sql = format!(
-        "BEGIN; CREATE SCHEMA {MARKER_SCHEMA}; COMMENT ON SCHEMA {MARKER_SCHEMA} IS {}; COMMIT",
-        literal(&text)
-    );
-    session.run("mark the database as incomplete", &sql).await
+    let doing = "mark the database as incomplete";
+    session
+        .run(doing, &format!("CREATE SCHEMA {MARKER_SCHEMA}"))
+        .await?;
+    let found = clear::in_the_way(session).await?;
+    if !found.is_empty() {
+        session
+            .run(doing, &format!("DROP SCHEMA {MARKER_SCHEMA}"))
+            .await?;
+        return Err(clear::not_empty(name, &found));
+    }
+    let sql = format!("COMMENT ON SCHEMA {MARKER_SCHEMA} IS {}", literal(&text));
+    session.run(doing, &sql).await
 }
 
 /// The restore is complete.
 pub(super) async fn unmark(session: &Session) -> Result<()> {
-    session
-        .run("remove the marker", &format!("DROP SCHEMA {MARKER_SCHEMA}"))
-        .await
+    quietly(
+        session,
+        "remove the marker",
+        &format!("DROP SCHEMA {MARKER_SCHEMA}"),
+    )
+    .await
+}
+
+/// A statement that fires no event trigger, restored ones least of all, also where the server can not be told so. To
+/// switch one fires none; others never see it, since all is one transaction.
+async fn quietly(session: &Session, doing: &str, sql: &str) -> Result<()> {
+    let triggers = "SELECT evtname::text, evtenabled::text FROM pg_catalog.pg_event_trigger \
+                    WHERE evtenabled <> 'D' AND pg_has_role(evtowner, 'USAGE') \
+                    AND coalesce(current_setting('event_triggers', true), 'on') <> 'off'";
+    let (mut off, mut on) = (Vec::new(), Vec::new());
+    for row in session.rows(doing, triggers, &[]).await? {
+        let alter = format!("ALTER EVENT TRIGGER {}", ident(value(&row, 0)?));
+        let how = match value::<&str>(&row, 1)? {
+            "A" => "ENABLE ALWAYS",
+            "R" => "ENABLE REPLICA",
+            _ => "ENABLE",
+        };
+        off.push(format!("{alter} DISABLE; "));
+        on.push(format!("; {alter} {how}"));
+    }
+    let sql = format!("BEGIN; {}{sql}{}; COMMIT", off.concat(), on.concat());
+    session.run(doing, &sql).await
+}
+
+/// A database that we made has the schema `public`, which its source may not have had.
+pub(super) async fn drop_public(session: &Session) -> Result<()> {
+    quietly(
+        session,
+        "drop the schema public, which the source has not",
+        "DROP SCHEMA IF EXISTS public",
+    )
+    .await
+}
+
+/// Tablespaces of the point that the server lacks.
+pub(super) async fn lacking_tablespaces(server: &Session, recorded: &[String]) -> Result<Vec<String>> {
+    let there = super::inspect::tablespaces(server).await?;
+    Ok(recorded.iter().filter(|t| !there.contains(t)).cloned().collect())
 }
 
 fn create_database(name: &str, recorded: &Database, version: u32, warnings: &mut Vec<String>) -> String {
@@ -310,87 +388,4 @@ pub(super) async fn properties(server: &Session, name: &str, recorded: &Database
             &statements.join(";\n"),
         )
         .await
-}
-
-/// Empties a database that was empty before an interrupted restore of ours.
-async fn empty(session: &Session, marker: &Marker) -> Result<()> {
-    let doing = "empty the incomplete database";
-    let sql = "SELECT 1, evtname::text FROM pg_catalog.pg_event_trigger \
-         UNION ALL SELECT 2, pubname::text FROM pg_catalog.pg_publication \
-         UNION ALL SELECT 3, nspname::text FROM pg_catalog.pg_namespace n WHERE nspname !~ '^pg_' \
-         AND nspname NOT IN ('information_schema', 'public') AND nspname <> $1 \
-         AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = 'pg_catalog.pg_namespace'::regclass \
-         AND e.objid = n.oid AND e.deptype = 'e') \
-         UNION ALL SELECT 4, extname::text FROM pg_catalog.pg_extension WHERE extname::text <> ALL ($2) \
-         UNION ALL SELECT 5, srvname::text FROM pg_catalog.pg_foreign_server ORDER BY 1";
-    let rows = session
-        .rows(doing, sql, &[&MARKER_SCHEMA, &marker.extensions])
-        .await?;
-    for row in rows {
-        let name = ident(value(&row, 1)?);
-        let sql = match value::<i32>(&row, 0)? {
-            1 => format!("DROP EVENT TRIGGER IF EXISTS {name}"),
-            2 => format!("DROP PUBLICATION IF EXISTS {name}"),
-            3 => format!("DROP SCHEMA IF EXISTS {name} CASCADE"),
-            4 => format!("DROP EXTENSION IF EXISTS {name} CASCADE"),
-            _ => format!("DROP SERVER IF EXISTS {name} CASCADE"),
-        };
-        session.run(doing, &sql).await?;
-    }
-    empty_public(session, doing).await?;
-    loop {
-        let sql = "SELECT count(lo_unlink(oid)) FROM \
-                   (SELECT oid FROM pg_catalog.pg_largeobject_metadata LIMIT 1000) l";
-        if value::<i64>(&session.row(doing, sql, &[]).await?, 0)? == 0 {
-            break;
-        }
-    }
-    session
-        .run(doing, &format!("DROP SCHEMA {MARKER_SCHEMA}"))
-        .await?;
-    let left = in_the_way(session).await?;
-    if left.is_empty() {
-        return Ok(());
-    }
-    Err(Error::failed(format!(
-        "the incomplete database could not be emptied: {} is left",
-        left.join(", ")
-    )))
-}
-
-/// Drops what is in `public`, one object at a time, leaving the schema itself as the server made it.
-async fn empty_public(session: &Session, doing: &str) -> Result<()> {
-    let member =
-        "EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = o.oid AND e.deptype IN ('e', 'i', 'a'))";
-    let queries = [
-        format!(
-            "SELECT CASE o.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' \
-             WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END, quote_ident(o.relname) FROM pg_catalog.pg_class o \
-             WHERE o.relnamespace = 'public'::regnamespace AND o.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') \
-             AND (o.relkind <> 'S' OR NOT {member})"
-        ),
-        format!(
-            "SELECT 'ROUTINE', quote_ident(o.proname) || '(' || pg_get_function_identity_arguments(o.oid) || ')' \
-             FROM pg_catalog.pg_proc o WHERE o.pronamespace = 'public'::regnamespace AND o.prokind <> 'a' AND NOT {member}"
-        ),
-        format!(
-            "SELECT 'AGGREGATE', quote_ident(o.proname) || '(' || pg_get_function_identity_arguments(o.oid) || ')' \
-             FROM pg_catalog.pg_proc o WHERE o.pronamespace = 'public'::regnamespace AND o.prokind = 'a' AND NOT {member}"
-        ),
-        format!(
-            "SELECT CASE o.typtype WHEN 'd' THEN 'DOMAIN' ELSE 'TYPE' END, quote_ident(o.typname) \
-             FROM pg_catalog.pg_type o WHERE o.typnamespace = 'public'::regnamespace \
-             AND (o.typtype IN ('d', 'e', 'r') OR o.typtype = 'b' AND o.typcategory <> 'A' OR o.typtype = 'c' \
-             AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = o.typrelid AND c.relkind = 'c')) AND NOT {member}"
-        ),
-    ];
-    for sql in queries {
-        for row in session.rows(doing, &sql, &[]).await? {
-            let (kind, name): (&str, &str) = (value(&row, 0)?, value(&row, 1)?);
-            session
-                .run(doing, &format!("DROP {kind} IF EXISTS public.{name} CASCADE"))
-                .await?;
-        }
-    }
-    Ok(())
 }

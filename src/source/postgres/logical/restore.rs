@@ -15,7 +15,7 @@ use super::choice::{self, Choice, Documents};
 use super::compare::{self, Compared};
 use super::files::{read_cluster, read_document, refuse_table_to_directory, to_directory};
 use super::inspect::{self, Scope};
-use super::prepare::{self, State};
+use super::prepare;
 use super::roles;
 use crate::error::{Error, Result};
 use crate::source::directory_target::DirectoryTarget;
@@ -59,7 +59,7 @@ impl Restorer for LogicalRestorer {
             }
             Target::Postgres(url) => {
                 let address = Address::parse(url)?;
-                let server = prepare::maintenance(&address).await?;
+                let (server, address) = prepare::maintenance(&address).await?;
                 client::find(self.client_dir.as_deref()).await?;
                 // Which databases a server is to get is known from the point only; then each is looked at.
                 if let Some(name) = address.database.as_deref().filter(|n| *n != "postgres") {
@@ -99,7 +99,7 @@ impl Restorer for LogicalRestorer {
         let looked = Looked::at(context, &documents.cluster, &address, options, client_dir).await?;
         if options.only_table.is_none() {
             let mut facts = Vec::new();
-            for (database, _, _) in &looked.databases {
+            for (database, _) in &looked.databases {
                 facts.push(documents.facts_of(&database.name)?);
             }
             choice::refuse_lacking_extensions(&looked.server, looked.version, &facts).await?;
@@ -140,7 +140,6 @@ struct Item {
     recorded: Database,
     /// Its name in the target.
     name: String,
-    state: State,
     created: bool,
     /// The marker stands in it.
     marked: bool,
@@ -156,16 +155,20 @@ struct Work<'a> {
     /// By unit name.
     items: BTreeMap<String, Item>,
     table: Option<(String, String)>,
+    /// Tables go where the server puts them.
+    no_tablespaces: bool,
     restored: Restored,
 }
 
 /// What is known of a target server before anything is written to it.
 struct Looked {
     server: Session,
+    address: Address,
     version: u32,
     clients: Clients,
     /// Each with its name in the target.
-    databases: Vec<(Database, String, State)>,
+    databases: Vec<(Database, String)>,
+    no_tablespaces: bool,
     /// None, where one table is restored.
     roles: Option<roles::RolePlan>,
     warnings: Vec<String>,
@@ -184,7 +187,7 @@ impl Looked {
             databases: chosen,
             roles: wanted,
         } = choice::choose(cluster, address, options)?;
-        let server = prepare::maintenance(address).await?;
+        let (server, address) = prepare::maintenance(address).await?;
         let version = server.version().await?;
         let found = client::find(client_dir).await?;
         let clients = client::for_restore(&found, cluster.dump_major, version / 10_000)?.clone();
@@ -197,11 +200,18 @@ impl Looked {
         }
         let mut databases = Vec::new();
         for (recorded, name) in chosen {
-            let state = prepare::examine(context, &server, address, &name).await?;
-            databases.push((recorded, name, state));
+            prepare::examine(context, &server, &address, &name).await?;
+            databases.push((recorded, name));
+        }
+        let lacking = prepare::lacking_tablespaces(&server, &cluster.tablespaces).await?;
+        if !lacking.is_empty() {
+            warnings.push(format!(
+                "the target server lacks tablespaces of the source ({}): everything goes into each database's default one; create them first, if that matters",
+                lacking.join(", ")
+            ));
         }
         let roles = if options.only_table.is_none() {
-            let recorded: Vec<&Database> = databases.iter().map(|(d, _, _)| d).collect();
+            let recorded: Vec<&Database> = databases.iter().map(|(d, _)| d).collect();
             Some(roles::plan(&server, version, cluster, &recorded, wanted).await?)
         } else {
             warnings.push(
@@ -212,9 +222,11 @@ impl Looked {
         };
         Ok(Self {
             server,
+            address,
             version,
             clients,
             databases,
+            no_tablespaces: !lacking.is_empty(),
             roles,
             warnings,
         })
@@ -237,6 +249,9 @@ impl<'a> Work<'a> {
             .map(choice::split_table)
             .transpose()?;
         let looked = Looked::at(context, &cluster, &address, options, client_dir).await?;
+        for (_, name) in &looked.databases {
+            prepare::lock(&looked.server, name).await?;
+        }
         let mut restored = Restored {
             warnings: looked.warnings,
             ..Restored::default()
@@ -245,11 +260,10 @@ impl<'a> Work<'a> {
             restored.warnings.append(&mut roles.notes);
             restored.warnings.extend(roles.carry_out(&looked.server).await?);
         }
-        let items = looked.databases.into_iter().map(|(recorded, name, state)| {
+        let items = looked.databases.into_iter().map(|(recorded, name)| {
             let item = Item {
                 recorded,
                 name,
-                state,
                 created: false,
                 marked: false,
                 done: false,
@@ -258,11 +272,12 @@ impl<'a> Work<'a> {
         });
         Ok(Self {
             context,
-            address,
+            address: looked.address,
             server: looked.server,
             clients: looked.clients,
             items: items.collect(),
             table,
+            no_tablespaces: looked.no_tablespaces,
             restored,
         })
     }
@@ -304,6 +319,8 @@ impl<'a> Work<'a> {
             self.restored.differences.extend(compared.differences);
             self.restored.warnings.extend(compared.warnings);
         }
+        // The lock was held until here.
+        self.server.version().await?;
         // All markers go last: while one stands, the same command finds each and starts over.
         for item in self.items.values() {
             let session = self.address.with_database(&item.name).connect().await?;
@@ -331,7 +348,6 @@ impl<'a> Work<'a> {
             &self.server,
             &self.address,
             &name,
-            &item.state,
             &item.recorded,
             &mut self.restored.warnings,
         )
@@ -343,6 +359,9 @@ impl<'a> Work<'a> {
             "--no-password".to_owned(),
             format!("--dbname={}", conninfo_database(&name)),
         ];
+        if self.no_tablespaces {
+            arguments.push("--no-tablespaces".to_owned());
+        }
         let address = self.address.with_database(&name);
         if let Some((schema, table)) = &self.table {
             arguments.push("--no-owner".to_owned());
@@ -394,6 +413,10 @@ impl<'a> Work<'a> {
             only_table: self.table.clone(),
             ..Scope::default()
         };
+        let had_public = recorded.schemas.iter().any(|s| s == "public");
+        if item.created && self.table.is_none() && !had_public {
+            prepare::drop_public(&session).await?;
+        }
         session
             .run(
                 "begin the comparison",
@@ -406,6 +429,13 @@ impl<'a> Work<'a> {
             Some((schema, table)) => compare::table(recorded, &found, schema, table),
             None => compare::database(recorded, &found),
         };
+        if !item.created && self.table.is_none() && !had_public && found.schemas.iter().any(|s| s == "public")
+        {
+            compared.warnings.push(format!(
+                "database {:?} was there before: its schema public, which the source has not, was left",
+                item.name
+            ));
+        }
         if !facts.excluded.is_empty() {
             compared.warnings.push(format!(
                 "database {:?}: the policy left the rows of tables out of the backup: {}",
