@@ -10,6 +10,7 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use super::tls::{self, SslMode};
+use super::value::causes;
 pub(crate) use super::value::{instant, value};
 use crate::error::{Error, Kind, Result};
 use crate::secret::SecretText;
@@ -267,20 +268,6 @@ impl Address {
         }
         self.unreachable(told)
     }
-}
-
-/// The chain of causes as one line.
-fn causes(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut cause = e.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn bad(why: impl std::fmt::Display) -> Error {

@@ -24,3 +24,17 @@ pub(crate) fn instant(microseconds: i64) -> Result<DateTime<Utc>> {
     DateTime::from_timestamp_micros(microseconds)
         .ok_or_else(|| Error::failed("the server gave a time that can not be"))
 }
+
+/// The chain of causes as one line.
+pub(super) fn causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
