@@ -160,17 +160,6 @@ impl DirectoryTarget {
         Ok(written)
     }
 
-    /// Writes a small file that is no unit of the point (a note for the operator), 0600.
-    ///
-    /// # Errors
-    /// It can not be written.
-    #[allow(dead_code, reason = "for sources that leave a note beside the units")]
-    pub(crate) fn write_note(&mut self, name: &str, text: &str) -> Result<()> {
-        let mut file = self.create(Path::new(name))?;
-        file.write_all(text.as_bytes())
-            .doing(|| format!("{} can not be written", self.path.join(name).display()))
-    }
-
     /// Brings everything to disk, then removes the marker: the restore is complete.
     ///
     /// # Errors
