@@ -222,7 +222,7 @@ fn a_restore_killed_at_any_moment_is_completed_by_the_same_command() {
         std::fs::remove_dir_all(&to).unwrap();
     }
     assert!(
-        cut_short > KILLS / 2 && marked > 5,
+        cut_short > KILLS / 2 && marked > 0,
         "{cut_short} kills met a restore, {marked} left a marker"
     );
     // The spool of killed restores goes with the next one.

@@ -1,5 +1,6 @@
 //! kill -9 of a restore into a database: it is marked, and the same command starts over.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::harness::postgres::PostgresServer;
@@ -8,6 +9,38 @@ use crate::site::{Site, end, entries};
 
 const KILLS: u32 = 6;
 const ROWS: &str = "30000";
+
+/// A repository with a point of a database, and the restore's target in `T_TARGET`.
+fn site_of(server: &PostgresServer, database: &str, copy: &str, seed: u64) -> Site {
+    let mut site = Site::without_repository(seed);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let orders = format!(
+        "\n[source.orders]\nkind = \"postgres\"\nurl = {{ env = \"T_URL\" }}\nclient_dir = \"{}\"\n",
+        server.client_dir().display()
+    );
+    write_file(site.dir.path(), "policy.toml", policy + &orders);
+    site.environment = vec![
+        ("T_URL".to_owned(), server.url(database)),
+        ("T_TARGET".to_owned(), server.url(copy)),
+    ];
+    site.json(&["init"]);
+    site.json(&["run", "orders"]);
+    site
+}
+
+/// The same command. A server takes a moment to notice that a client is gone, and tells of its restore until then.
+#[track_caller]
+fn again(site: &Site, command: &[&str], after: &str) {
+    let mut last = None;
+    let done = harness::poll(Duration::from_secs(60), || {
+        let said = harness::run(&mut site.backup(command));
+        let wait = said.code == 2 && said.stderr.contains("is under way");
+        let done = (!wait).then_some(said.code);
+        last = Some(said);
+        done
+    });
+    assert_eq!(done, Some(0), "{after}, again: {}", last.unwrap());
+}
 
 #[test]
 fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
@@ -23,19 +56,7 @@ fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
              create table u as table t; create index on t (b); create index on u (b)"
         ),
     );
-    let mut site = Site::without_repository(41);
-    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
-    let orders = format!(
-        "\n[source.orders]\nkind = \"postgres\"\nurl = {{ env = \"T_URL\" }}\nclient_dir = \"{}\"\n",
-        server.client_dir().display()
-    );
-    write_file(site.dir.path(), "policy.toml", policy + &orders);
-    site.environment = vec![
-        ("T_URL".to_owned(), server.url(&database)),
-        ("T_TARGET".to_owned(), server.url(&copy)),
-    ];
-    site.json(&["init"]);
-    site.json(&["run", "orders"]);
+    let mut site = site_of(server, &database, &copy, 41);
     let command = ["restore", "orders", "--at", "latest", "--to", "env:T_TARGET"];
     let begun = Instant::now();
     site.json(&command);
@@ -67,8 +88,7 @@ fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
             marked += u32::from(mark == "1");
         }
         if !over {
-            let said = harness::run(&mut site.backup(&command));
-            assert_eq!(said.code, 0, "{after}, again: {said}");
+            again(&site, &command, &after);
         }
         for table in ["t", "u"] {
             let facts = format!(
@@ -85,4 +105,42 @@ fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
     site.json(&["run", "orders"]);
     assert_eq!(entries(&site.path("state/scratch")), [""; 0]);
     assert!(whole < Duration::from_secs(60));
+}
+
+/// The worst moment: the schema is made, and the comment that makes it a marker is not.
+#[test]
+fn a_restore_killed_while_it_marks_the_database_starts_over() {
+    let server = PostgresServer::newest();
+    let (database, copy) = (server.create_database(), server.create_database());
+    server.psql(&database, "create table t as select generate_series(1, 100) a");
+    let site = site_of(server, &database, &copy, 42);
+    // Readers go on, and the comment waits.
+    let mut holder = server
+        .client("psql", &copy)
+        .args(["--no-psqlrc", "--quiet", "--command"])
+        .arg("begin; lock table pg_catalog.pg_description in exclusive mode; select pg_sleep(120)")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let sees = |what: &str| {
+        let sql = format!("select count(*) from pg_stat_activity where datname = '{copy}' and {what}");
+        harness::poll(Duration::from_secs(60), || {
+            (server.psql("postgres", &sql) == "1").then_some(())
+        })
+    };
+    assert!(sees("wait_event = 'PgSleep'").is_some(), "no lock");
+    let command = ["restore", "orders", "--at", "latest", "--to", "env:T_TARGET"];
+    let mut child = site.start(&command);
+    let waits = sees("wait_event_type = 'Lock' and query like 'COMMENT ON SCHEMA%'");
+    child.kill().unwrap();
+    let said = end(child);
+    assert!(waits.is_some(), "the restore did not come to its mark: {said}");
+    server.psql(
+        "postgres",
+        &format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{copy}'"),
+    );
+    holder.wait().unwrap();
+    again(&site, &command, "killed at its mark");
+    assert_eq!(server.psql(&copy, "select count(*) from t"), "100");
 }

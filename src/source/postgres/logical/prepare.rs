@@ -230,7 +230,8 @@ async fn start_over(
 }
 
 /// The schema first, then a look, then the comment that makes the schema a marker: nothing with a marker in it was
-/// anybody else's before. A schema without the comment is taken for nobody's.
+/// anybody else's before. All in one transaction, in which each statement sees what others have committed: a kill in
+/// between would leave a schema without the comment, which is taken for nobody's and stops the same command.
 async fn mark(context: &Context, session: &Session, name: &str, created: bool) -> Result<()> {
     let rows = session
         .rows(
@@ -248,18 +249,16 @@ async fn mark(context: &Context, session: &Session, name: &str, created: bool) -
     };
     let text = serde_json::to_string(&marker).map_err(|e| Error::failed("no marker").because(e))?;
     let doing = "mark the database as incomplete";
-    session
-        .run(doing, &format!("CREATE SCHEMA {MARKER_SCHEMA}"))
-        .await?;
+    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; CREATE SCHEMA {MARKER_SCHEMA}");
+    session.run(doing, &begin).await?;
     let found = clear::in_the_way(session).await?;
     if !found.is_empty() {
-        session
-            .run(doing, &format!("DROP SCHEMA {MARKER_SCHEMA}"))
-            .await?;
+        session.run(doing, "ROLLBACK").await?;
         return Err(clear::not_empty(name, &found));
     }
-    let sql = format!("COMMENT ON SCHEMA {MARKER_SCHEMA} IS {}", literal(&text));
-    session.run(doing, &sql).await
+    let comment = literal(&text);
+    let end = format!("COMMENT ON SCHEMA {MARKER_SCHEMA} IS {comment}; COMMIT");
+    session.run(doing, &end).await
 }
 
 /// The restore is complete.
