@@ -77,7 +77,6 @@ fn files_that_may_not_grow_fail_a_run_and_a_restore() {
 }
 
 #[test]
-#[ignore = "the message of a copy that fails names the database, and not the state directory it is copied to"]
 fn a_full_state_directory_is_named() {
     let site = Site::new(35);
     let said = harness::run(&mut limited(&site, 64, &["run"]));

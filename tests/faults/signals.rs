@@ -270,7 +270,6 @@ async fn a_suspended_run_ends_well_or_fails_and_the_next_succeeds() {
 /// A signal between the commit's arrival and the word of it: strace lets every new name be there long before its writer
 /// hears of it.
 #[test]
-#[ignore = "an interrupt that comes while the commit is sent says that nothing was committed, though the point is there"]
 fn an_interrupt_after_the_commit_does_not_deny_it() {
     let mut site = Site::new(27);
     site.json(&["run"]);

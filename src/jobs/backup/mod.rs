@@ -30,7 +30,7 @@ pub const CUT_AFTER: Duration = Duration::from_secs(30 * 60);
 
 pub(crate) fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "interrupted")
-        .hint("Nothing was committed; the next run goes on from the last point.")
+        .hint("`backup list` shows whether its point was committed by then; the next run goes on from the last one.")
 }
 
 /// Takes a recovery point of each source; never an error itself: each report says how its run ended. Runs at most

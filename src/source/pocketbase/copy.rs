@@ -56,7 +56,10 @@ pub fn copy_database(world: &World, path: &Path, to: &Path) -> Result<()> {
             Err(Stop::Changed(what)) => why = what,
             Err(Stop::Io(e)) => {
                 return Err(Error::failed(format!("{} can not be copied", path.display()))
-                    .hint("Is it readable and writable for this user, and is there room in the state directory?")
+                    .hint(format!(
+                        "Is it readable and writable for this user, and is there room in the state directory, at {}?",
+                        to.display()
+                    ))
                     .because(e));
             }
         }
