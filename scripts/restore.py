@@ -77,8 +77,9 @@ class Repository:
             head = json.loads(line)
         except ValueError:
             raise Problem(21, "lifeboat.json is damaged")
-        if head.get("format") != 1:
-            raise Problem(1, "this repository is of format %s; this script knows 1" % head.get("format"))
+        least = head.get("least_reader", head.get("format")) if isinstance(head, dict) else None
+        if not isinstance(least, int) or least > 1:
+            raise Problem(1, "this repository wants a reader of format %s; this script knows 1" % least)
         if digest.strip().decode("ascii", "replace") != hashlib.sha256(line).hexdigest():
             raise Problem(21, "lifeboat.json is damaged: its digest is wrong")
         self.id = head["repository"]

@@ -31,6 +31,8 @@ pub enum Kind {
     DrillFailed,
     /// A drill could not run.
     DrillCouldNotRun,
+    /// Written by a newer Lifeboat, in a way that this build does not know.
+    Newer,
     /// Stopped by a signal.
     Interrupted,
 }
@@ -39,7 +41,7 @@ impl Kind {
     /// The process exit code of this kind.
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::Newer => 1,
             Self::Usage => 2,
             Self::Partial => 3,
             Self::NoRepository => 10,
@@ -66,6 +68,7 @@ impl Kind {
             Self::Damaged => "damaged",
             Self::DrillFailed => "drill_failed",
             Self::DrillCouldNotRun => "drill_could_not_run",
+            Self::Newer => "newer_format",
             Self::Interrupted => "interrupted",
         }
     }

@@ -43,8 +43,12 @@ pub async fn list(surroundings: &Surroundings, args: &ListArgs) -> Result<u8> {
         }
     }
     surroundings.printer.result(&report, || text(&report, zone))?;
-    let readable = report.sources.iter().all(|s| s.unreadable.is_empty());
-    Ok(if readable { 0 } else { Kind::Damaged.exit_code() })
+    let mut unreadable = report.sources.iter().flat_map(|s| &s.unreadable).peekable();
+    if unreadable.peek().is_none() {
+        return Ok(0);
+    }
+    let newer = unreadable.all(|point| point.newer_format);
+    Ok(if newer { Kind::Newer } else { Kind::Damaged }.exit_code())
 }
 
 fn text(report: &ListReport, zone: Tz) -> String {

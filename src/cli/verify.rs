@@ -7,7 +7,7 @@ use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::report::{Problem, VerifyReport};
 
-/// Compares; exit 21 when something is damaged or missing.
+/// Compares; exit 21 when something is damaged or missing, 1 when something is of a newer format.
 pub async fn verify(surroundings: &Surroundings, args: VerifyArgs) -> Result<u8> {
     let session = surroundings.session_with_identity(args.repository.as_deref(), args.identity)?;
     // By hand everything is verified unless told otherwise; the policy's sample is for the schedule.
@@ -24,8 +24,15 @@ pub async fn verify(surroundings: &Surroundings, args: VerifyArgs) -> Result<u8>
     surroundings
         .printer
         .result(&report, || text(&report, sample, args.content))?;
-    let sound = report.damaged.is_empty() && report.missing.is_empty();
-    Ok(if sound { 0 } else { Kind::Damaged.exit_code() })
+    let kind = match (
+        report.damaged.is_empty() && report.missing.is_empty(),
+        report.unknown.is_empty(),
+    ) {
+        (false, _) => Kind::Damaged,
+        (true, false) => Kind::Newer,
+        (true, true) => return Ok(0),
+    };
+    Ok(kind.exit_code())
 }
 
 fn text(report: &VerifyReport, sample: Option<u8>, content: bool) -> String {
@@ -52,6 +59,7 @@ fn text(report: &VerifyReport, sample: Option<u8>, content: bool) -> String {
     };
     out += &problems("DAMAGED", &report.damaged);
     out += &problems("MISSING", &report.missing);
+    out += &problems("NOT KNOWN TO THIS VERSION", &report.unknown);
     if report.damaged.is_empty() && report.missing.is_empty() {
         out += "nothing is damaged, nothing is missing\n";
     }

@@ -156,6 +156,11 @@ async fn repository(session: &Session, findings: &mut Found) -> Option<Abilities
         findings.of_policy |= finding.level == Level::Error;
         findings.push(finding);
     }
+    // What may not be changed is not probed either: probing writes.
+    if let Err(e) = repository.writable() {
+        findings.fail("repository", &e);
+        return None;
+    }
     let probe = match session.world.ulid() {
         Ok(ulid) => layout::probe_prefix(ulid),
         Err(e) => {

@@ -13,7 +13,7 @@ use crate::types::RunId;
 /// # Errors
 /// No such point, one that is held already, or one that expired (its tombstone must be undone first).
 pub async fn add(session: &Session, run: RunId, who: &str, why: &str) -> Result<HoldReport> {
-    let repository = session.open(Role::Writer).await?;
+    let repository = session.open_for_changing(Role::Writer).await?;
     let source = session.source_of_run(&repository, run).await?;
     if repository.tombstone(&source, run).await?.is_some() {
         return Err(Error::usage(format!("{run} has expired and waits to be swept"))
@@ -53,7 +53,7 @@ pub async fn remove(session: &Session, run: RunId) -> Result<HoldReport> {
     } else {
         Role::Writer
     };
-    let repository = session.open(role).await?;
+    let repository = session.open_for_changing(role).await?;
     let source = session.source_of_run(&repository, run).await?;
     let key = layout::hold(&source, run);
     if repository.read(&key).await?.is_none() {

@@ -88,9 +88,10 @@ async fn listed(repository: &Repository, source: SourceName) -> Result<ListedSou
         unreadable: catalog
             .unreadable
             .iter()
-            .map(|(run, problem)| UnreadablePoint {
+            .map(|(run, why)| UnreadablePoint {
                 run: *run,
-                problem: problem.clone(),
+                problem: why.problem.clone(),
+                newer_format: why.newer,
             })
             .collect(),
         source,

@@ -147,6 +147,8 @@ pub struct UnreadablePoint {
     pub run: RunId,
     /// Why.
     pub problem: String,
+    /// It is not damaged, only written by a newer Lifeboat.
+    pub newer_format: bool,
 }
 
 /// A point in `list`.
@@ -301,6 +303,8 @@ pub struct VerifyReport {
     pub damaged: Vec<Problem>,
     /// Missing ones, by key.
     pub missing: Vec<Problem>,
+    /// Commits of a newer format: nothing can be said of them, and of what they alone draw on.
+    pub unknown: Vec<Problem>,
 }
 
 /// An object that is not as it was written.

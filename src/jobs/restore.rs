@@ -261,7 +261,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
     let mut warnings: Vec<String> = catalog
         .unreadable
         .iter()
-        .map(|(run, why)| format!("the commit of {run} can not be read: {why}"))
+        .map(|(run, why)| format!("the commit of {run} can not be read: {}", why.problem))
         .collect();
     let (goal, requested) = goal(request, &full, now, &mut warnings)?;
     let mut candidates: Vec<Candidate> = full
@@ -486,6 +486,11 @@ async fn damage(
 
 fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal) -> Error {
     match refusal {
+        Refusal::NoPoints if catalog.unreadable.values().any(|why| why.newer) => Error::new(
+            Kind::Newer,
+            format!("what is there of {source} is of a format that this build does not know"),
+        )
+        .hint("Use a newer Lifeboat to restore it."),
         Refusal::NoPoints if !catalog.unreadable.is_empty() => {
             Error::damaged(format!("no commit of {source} can be read"))
                 .hint("`backup verify` tells what is damaged.")
@@ -513,6 +518,15 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
             .hint(format!(
                 "It waits for its grace: `backup prune --undo {run}` brings it back."
             )),
+            Goal::Point(run) if catalog.unreadable.contains_key(&run) => {
+                let why = &catalog.unreadable[&run];
+                let kind = if why.newer { Kind::Newer } else { Kind::Damaged };
+                Error::new(
+                    kind,
+                    format!("the commit of {run} can not be read: {}", why.problem),
+                )
+                .hint("`backup list` shows the recovery points that can be read.")
+            }
             _ => Error::usage(format!("{source} has no such recovery point"))
                 .hint("`backup list` shows the recovery points."),
         },

@@ -131,6 +131,16 @@ impl Session {
         }
     }
 
+    /// The repository, to change it: expire, sweep, hold.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; a format that this build may only read.
+    pub async fn open_for_changing(&self, role: Role) -> Result<Repository> {
+        let repository = self.open(role).await?;
+        repository.writable()?;
+        Ok(repository)
+    }
+
     /// The repository, with the credentials of a role.
     ///
     /// # Errors
@@ -158,7 +168,7 @@ impl Session {
     /// The repository as a run uses it: never with `versions`, since what is written must be what is read.
     ///
     /// # Errors
-    /// As [`Self::open`]; a policy that encrypts to a recipient of the examples.
+    /// As [`Self::open_for_changing`]; a policy that encrypts to a recipient of the examples.
     pub async fn open_for_writing(&self) -> Result<Repository> {
         examples::refuse(&self.policy)?;
         let settings = Settings {
@@ -171,7 +181,9 @@ impl Session {
             Some(&self.policy.environment),
         )
         .await;
-        opened.map_err(|e| self.where_to_look(e))
+        let repository = opened.map_err(|e| self.where_to_look(e))?;
+        repository.writable()?;
+        Ok(repository)
     }
 
     /// Makes the repository.

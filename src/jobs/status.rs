@@ -71,8 +71,12 @@ async fn source_status(
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
     let mut problems = Vec::new();
-    for run in catalog.unreadable.keys() {
-        problems.push(format!("the commit of {run} can not be read"));
+    for (run, why) in &catalog.unreadable {
+        problems.push(if why.newer {
+            format!("the commit of {run} is of a newer format")
+        } else {
+            format!("the commit of {run} can not be read")
+        });
     }
     let (mut newest, mut newest_finished) = (None, None);
     let mut damaged_points = Vec::new();

@@ -91,8 +91,15 @@ struct Work<'a> {
 impl Work<'_> {
     async fn source(&mut self, sample: Option<(u8, &str)>, keys: Option<&mut KeyRing>) -> Result<()> {
         let catalog = self.repository.catalog(self.source).await?;
-        for (run, problem) in &catalog.unreadable {
-            self.damaged(*run, "commit", problem.clone());
+        for (run, why) in &catalog.unreadable {
+            if why.newer {
+                self.report.unknown.push(Problem {
+                    key: layout::commit(self.source, *run).to_string(),
+                    problem: why.problem.clone(),
+                });
+            } else {
+                self.damaged(*run, "commit", why.problem.clone());
+            }
         }
         self.report.objects += catalog.points.len() as u64;
         let mut expected = Expected::new();

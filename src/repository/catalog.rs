@@ -28,13 +28,22 @@ pub struct Point {
     pub held: bool,
 }
 
+/// Why a commit can not be read.
+#[derive(Clone, Debug)]
+pub struct Unreadable {
+    /// In words.
+    pub problem: String,
+    /// It is not damaged, only of a newer format.
+    pub newer: bool,
+}
+
 /// A source's points, tombstones, holds and damage.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     /// By run, oldest first (run ids sort by time).
     pub points: BTreeMap<RunId, Point>,
-    /// Commits that can not be read: run and why. Never silently skipped.
-    pub unreadable: BTreeMap<RunId, String>,
+    /// Commits that can not be read. Never silently skipped.
+    pub unreadable: BTreeMap<RunId, Unreadable>,
     /// Store times of all tombstones, also those whose commit is gone.
     pub tombstones: BTreeMap<RunId, DateTime<Utc>>,
     /// All holds.
@@ -47,7 +56,7 @@ impl Repository {
     /// Reads a source's catalog.
     ///
     /// # Errors
-    /// The store. A damaged commit is not an error here; it is told in [`Catalog::unreadable`].
+    /// The store. A commit that is damaged or of a newer format is not an error here; it is told in [`Catalog::unreadable`].
     pub async fn catalog(&self, source: &SourceName) -> Result<Catalog> {
         let prefix = layout::points_prefix(source);
         let tombstones = self.runs_below(&layout::tombstones_prefix(source)).await?;
@@ -92,8 +101,10 @@ impl Repository {
                 }
                 // Swept between the list and the read.
                 (Some(_), Ok(None)) => {}
-                (Some(run), Err(e)) if e.kind() == Kind::Damaged => {
-                    catalog.unreadable.insert(run, e.chain());
+                (Some(run), Err(e)) if matches!(e.kind(), Kind::Damaged | Kind::Newer) => {
+                    let newer = e.kind() == Kind::Newer;
+                    let problem = e.chain();
+                    catalog.unreadable.insert(run, Unreadable { problem, newer });
                 }
                 (None, Err(_)) => {}
                 (_, Err(e)) => return Err(e),

@@ -34,6 +34,9 @@ pub struct RepositoryDocument {
     pub created: DateTime<Utc>,
     /// The least format a reader must know.
     pub least_reader: u32,
+    /// Features that whoever writes or sweeps must know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub must_understand: Vec<String>,
 }
 
 impl RepositoryDocument {
@@ -44,26 +47,57 @@ impl RepositoryDocument {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         Ok(with_digest(to_json(self)?))
     }
-    /// Reads it; `key` and `location` are for messages.
+    /// Reads it; `key` and `location` are for messages. A newer format is read when it wants no newer reader: see
+    /// [`Self::writable`].
     ///
     /// # Errors
-    /// Damaged, or of a format that this build does not know.
+    /// Damaged, or of a format that this build can not read ([`Kind::Newer`]).
     pub fn parse(bytes: &[u8], key: &Key, location: &str) -> Result<Self> {
         let bad = |e: &dyn std::fmt::Display| Error::damaged(format!("{key} at {location} is damaged: {e}"));
-        // A newer format may look otherwise: its number comes first.
+        // A newer format may look otherwise: what it wants of a reader comes first.
         let line = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
-        check_format(line, key)?;
-        let line = without_digest(bytes).map_err(|e| bad(&e))?;
-        let document: Self = serde_json::from_slice(line).map_err(|e| bad(&e))?;
-        if document.least_reader > FORMAT {
-            return Err(Error::failed(format!(
-                "the repository wants a reader of format {}",
-                document.least_reader
-            ))
+        let head: Reading = serde_json::from_slice(line).map_err(|e| bad(&e))?;
+        let least = head.least_reader.unwrap_or(head.format);
+        if least > FORMAT || head.format < FORMAT {
+            return Err(Error::new(
+                Kind::Newer,
+                format!(
+                    "the repository at {location} is of format {} and wants a reader of format {least}, which this build \
+                     does not know",
+                    head.format
+                ),
+            )
             .hint("Use a newer Lifeboat; nothing was changed."));
         }
-        Ok(document)
+        let line = without_digest(bytes).map_err(|e| bad(&e))?;
+        serde_json::from_slice(line).map_err(|e| bad(&e))
     }
+
+    /// Whether this build may write to the repository, and sweep it: it must know its format and every feature.
+    ///
+    /// # Errors
+    /// [`Kind::Newer`]: reading is all it may do.
+    pub fn writable(&self, location: &str) -> Result<()> {
+        if self.format == FORMAT && self.must_understand.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Newer,
+            format!(
+                "the repository at {location} is of format {}{}, which this build can read and must not change",
+                self.format,
+                features(&self.must_understand)
+            ),
+        )
+        .hint("Use a newer Lifeboat to write to it or to prune it; list, verify and restore work. Nothing was changed."))
+    }
+}
+
+/// What `lifeboat.json` of any format says to readers.
+#[derive(Deserialize)]
+struct Reading {
+    format: u32,
+    least_reader: Option<u32>,
 }
 
 /// Three clocks read together.
@@ -457,7 +491,7 @@ pub fn check_format(json: &[u8], key: &dyn std::fmt::Display) -> Result<()> {
         serde_json::from_slice(json).map_err(|e| Error::damaged(format!("{key} is damaged: {e}")))?;
     if head.format != FORMAT || !head.must_understand.is_empty() {
         return Err(Error::new(
-            Kind::Failed,
+            Kind::Newer,
             format!(
                 "{key} is of format {}{}, which this build does not know",
                 head.format,

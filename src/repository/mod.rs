@@ -92,6 +92,7 @@ impl Repository {
             environment: environment.clone(),
             created: world.clock.now(),
             least_reader: FORMAT,
+            must_understand: Vec::new(),
         };
         let repository = Self {
             store,
@@ -172,6 +173,13 @@ impl Repository {
     pub fn document(&self) -> &RepositoryDocument {
         &self.document
     }
+    /// Whether this build may write to it and sweep it.
+    ///
+    /// # Errors
+    /// [`Kind::Newer`].
+    pub fn writable(&self) -> Result<()> {
+        self.document.writable(&self.store.location())
+    }
     /// The store.
     pub fn store(&self) -> &dyn Store {
         &*self.store
@@ -234,6 +242,7 @@ impl Repository {
         digest: Digest,
         not_after: Option<std::time::Duration>,
     ) -> Result<()> {
+        self.writable()?;
         let options = PutOptions {
             digest: Some(digest),
             lock: self.lock_for_put(world).await?,

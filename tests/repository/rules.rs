@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use lifeboat::error::Kind;
 use lifeboat::jobs::backup::Engine;
-use lifeboat::repository::documents::{Commit, Tombstone};
+use lifeboat::repository::documents::{Commit, RepositoryDocument, Tombstone};
 use lifeboat::repository::{Repository, Settings, layout};
 use lifeboat::source::Cut;
 use lifeboat::store::{Store, View};
@@ -120,10 +120,9 @@ async fn a_newer_format_is_neither_written_nor_swept() {
     let taken = fixture.run(&small()).await.unwrap();
     let key = layout::repository();
     let good = store.get(&key, None, View::Current).await.unwrap();
-    let newer = String::from_utf8(good.to_vec())
-        .unwrap()
-        .replace("\"format\":1", "\"format\":2");
-    store.tamper(&key, newer.into());
+    let mut newer = RepositoryDocument::parse(&good, &key, "here").unwrap();
+    newer.format += 1;
+    store.tamper(&key, newer.to_bytes().unwrap().into());
     let before = store.keys();
     let error = fixture.run(&small()).await.unwrap_err();
     assert!(error.hint_text().unwrap().contains("newer Lifeboat"), "{error:?}");

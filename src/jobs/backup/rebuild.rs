@@ -65,7 +65,12 @@ impl Engine {
         let path = self.directory.join(format!("{}.index", point.commit.run));
         match self.rebuild_from(&point.commit, keys, path.clone()).await {
             Ok(()) => Ok(Some(point.commit.run)),
-            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::NoIdentity | Kind::Failed) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    Kind::Damaged | Kind::NoIdentity | Kind::Failed | Kind::Newer
+                ) =>
+            {
                 tracing::warn!(source = %self.source, error = %e.chain(), "the block index can not be rebuilt; the run uploads in full");
                 if let Err(e) = std::fs::remove_file(&path)
                     && e.kind() != std::io::ErrorKind::NotFound

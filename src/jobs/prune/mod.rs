@@ -40,7 +40,7 @@ async fn prune_all(session: &Session, dry_run: bool) -> Result<PruneReport> {
     if role == Role::Writer && !dry_run {
         session.store(Role::Pruner).await?;
     }
-    let repository = session.open(role).await?;
+    let repository = session.open_for_changing(role).await?;
     let mut report = PruneReport {
         dry_run,
         ..PruneReport::default()
@@ -207,14 +207,14 @@ fn decide(
 ) -> Result<Vec<Decision>> {
     if !catalog.unreadable.is_empty() {
         // An unreadable commit might be one that the rules count on.
+        let told: Vec<_> = catalog
+            .unreadable
+            .iter()
+            .map(|(run, why)| format!("{run} ({})", why.problem))
+            .collect();
         return Err(Error::damaged(format!(
             "commits can not be read: {}",
-            catalog
-                .unreadable
-                .keys()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
+            told.join(", ")
         )));
     }
     let points: Vec<retention::Point> = catalog
@@ -284,7 +284,7 @@ pub async fn undo(session: &Session, run: RunId) -> Result<Undone> {
 }
 
 async fn take_back(session: &Session, run: RunId) -> Result<Undone> {
-    let repository = session.open(Role::Pruner).await?;
+    let repository = session.open_for_changing(Role::Pruner).await?;
     let source = session.source_of_run(&repository, run).await?;
     let key = layout::tombstone(&source, run);
     let Some(info) = repository.store().head(&key, repository.view()).await? else {

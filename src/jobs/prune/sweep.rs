@@ -165,8 +165,8 @@ async fn check_lists(
     catalog: &Catalog,
     report: &PruneReport,
 ) -> std::result::Result<(), Doubt> {
-    if let Some(run) = catalog.unreadable.keys().next() {
-        return Err(Error::damaged(format!("the commit of {run} can not be read")).into());
+    if let Some(why) = catalog.unreadable.values().next() {
+        return Err(Error::damaged(why.problem.clone()).into());
     }
     let not_listed = |run: RunId| {
         Doubt::Again(Error::failed(format!(
