@@ -554,7 +554,7 @@ impl Session {
         Ok(u32::try_from(value::<i32>(&row, 0)?).unwrap_or_default())
     }
 
-    fn failed(&self, doing: &str, e: &tokio_postgres::Error) -> Error {
+    pub(crate) fn failed(&self, doing: &str, e: &tokio_postgres::Error) -> Error {
         let told = match e.as_db_error() {
             Some(db) => match db.detail() {
                 Some(detail) => format!("{} ({detail})", db.message()),

@@ -1,6 +1,7 @@
 //! Making a target ready for a dump: is it absent, empty, or ours from before; the database; the marker.
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::error::SqlState;
 
 use super::clear;
 use super::roles::setting;
@@ -9,6 +10,9 @@ use crate::source::Context;
 use crate::source::postgres::connect::{Address, Session, value};
 use crate::source::postgres::facts::{Database, MARKER_SCHEMA};
 use crate::source::postgres::quote::{ident, literal};
+
+/// How long the lock of a target may take to come free.
+const LOCK_PATIENCE: &str = "5s";
 
 /// The comment of the marker schema.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,7 +72,8 @@ async fn any_database(address: &Address) -> Result<Session> {
 }
 
 /// Takes the lock of a target database, for as long as the server's session lives: two restores into one database at
-/// once would each drop what the other makes.
+/// once would each drop what the other makes. A server takes a moment to notice that the client of a killed restore is
+/// gone: it is waited for.
 ///
 /// # Errors
 /// Another session has it.
@@ -81,7 +86,7 @@ pub(super) async fn lock(server: &Session, name: &str) -> Result<()> {
     let row = server
         .row(doing, "SELECT pg_try_advisory_lock($1)", &[&key])
         .await?;
-    if value(&row, 0)? {
+    if value(&row, 0)? || wait_for_lock(server, key).await? {
         return Ok(());
     }
     let sql = "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
@@ -95,6 +100,27 @@ pub(super) async fn lock(server: &Session, name: &str) -> Result<()> {
         "another restore into database {name:?} is under way{who}"
     ))
     .hint("Wait for its end, or end it, and run the same command again."))
+}
+
+/// Waits for a lock that another session has; `false`: it still has it.
+async fn wait_for_lock(server: &Session, key: i64) -> Result<bool> {
+    let doing = "wait for the lock of the target database";
+    let set = |patience: &'static str| async move {
+        let sql = format!("SET lock_timeout = '{patience}'");
+        server
+            .batch_execute(&sql)
+            .await
+            .map_err(|e| server.failed(doing, &e))
+    };
+    set(LOCK_PATIENCE).await?;
+    let got = match server.query_one("SELECT pg_advisory_lock($1)", &[&key]).await {
+        Ok(_) => true,
+        Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => false,
+        Err(e) => return Err(server.failed(doing, &e)),
+    };
+    // As it was set for every session of ours.
+    set("0").await?;
+    Ok(got)
 }
 
 /// Looks at a target database, without changing anything.
