@@ -5,15 +5,20 @@ mod harness;
 #[path = "pocketbase/point.rs"]
 mod point;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::pocketbase::{PocketBase, SUPERUSER};
-use point::{local, remote, restore, take};
+use lifeboat::source::Source as _;
+use lifeboat::source::stamps::Stamps;
+use lifeboat::types::UnitName;
+use point::{context, local, remote, restore, take};
 use rusqlite::Connection;
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 
 /// Files of a directory with their sizes left out: what is there by name.
 fn names(directory: &Path) -> Vec<String> {
@@ -237,6 +242,71 @@ async fn files_of_any_name_are_kept_and_only_what_is_being_written_is_not() {
         let name = ["report.tmp", "a.12ab.tmp", "x.TMP"][record["n"].as_u64().unwrap() as usize];
         assert_eq!(served.file(&record).await, name.as_bytes());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_the_last_run_knows_is_left_alone_and_a_new_one_outlives_its_deletion() {
+    let app = PocketBase::start().await;
+    app.create_collection("notes").await;
+    for name in ["old.txt", "new.txt"] {
+        app.create_record_with_file("notes", "x", 1, name, name.as_bytes())
+            .await;
+    }
+    let storage = app.data_directory().join("storage");
+    let changed = || -> Vec<(i64, i64)> {
+        let files = names(&storage);
+        let of = |name: &String| std::fs::metadata(storage.join(name)).unwrap();
+        files
+            .iter()
+            .map(|n| (of(n).ctime(), of(n).ctime_nsec()))
+            .collect()
+    };
+    let source = local(app.data_directory());
+    let stamps_of = async |known: Stamps, delete: &str| {
+        let scratch = harness::temp_dir();
+        let mut context = context(scratch.path());
+        context.known = known;
+        let mut capture = source.capture(context).await.unwrap();
+        if let Some(gone) = names(&storage)
+            .iter()
+            .find(|n| !delete.is_empty() && n.contains(delete))
+        {
+            std::fs::remove_file(storage.join(gone)).unwrap();
+        }
+        let (mut stamps, mut read) = (Vec::new(), Vec::new());
+        while let Some(head) = capture.next().await.unwrap() {
+            if !delete.is_empty() && head.name.as_str().contains(delete) {
+                capture
+                    .open()
+                    .await
+                    .unwrap()
+                    .read_to_end(&mut read)
+                    .await
+                    .unwrap();
+                capture.close().await.unwrap();
+            }
+            stamps.extend(head.stamp.map(|stamp| (head.name, stamp)));
+        }
+        capture.cleanup().await;
+        (stamps, read)
+    };
+    let known = |stamps: &[(UnitName, String)]| {
+        Stamps::collect(stamps.iter().cloned().map(Ok::<_, std::convert::Infallible>)).unwrap()
+    };
+    let (first, _) = stamps_of(Stamps::default(), "").await;
+    let before = changed();
+    let (second, _) = stamps_of(known(&first), "").await;
+    assert_eq!(first, second);
+    assert_eq!(before, changed(), "a file was linked, which changes its ctime");
+    let old: Vec<_> = first
+        .into_iter()
+        .filter(|(n, _)| n.as_str().contains("old"))
+        .collect();
+    let (_, read) = stamps_of(known(&old), "new_").await;
+    assert!(
+        read.starts_with(b"new.txt"),
+        "deleted after the snapshot, and read all the same"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -229,6 +229,7 @@ fn context(session: &Session, source: &SourceName, run: RunId) -> Result<(Contex
         scratch: scratch.path().to_owned(),
         cancel: session.cancel.clone(),
         progress: session.progress.clone(),
+        known: crate::source::stamps::Stamps::default(),
     };
     Ok((context, scratch))
 }

@@ -437,6 +437,7 @@ mod tests {
             cancel: CancellationToken::new(),
             progress: Arc::new(Silent),
             world,
+            known: crate::source::stamps::Stamps::default(),
         }
     }
 

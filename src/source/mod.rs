@@ -4,6 +4,7 @@
 pub(crate) mod directory_target;
 pub mod pocketbase;
 pub mod postgres;
+pub mod stamps;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -123,6 +124,8 @@ pub struct Context {
     pub cancel: CancellationToken,
     /// Where progress goes.
     pub progress: Arc<dyn Progress>,
+    /// What the last run knows already (of a capture).
+    pub known: stamps::Stamps,
 }
 
 /// The content of a recovery point, read back in order.

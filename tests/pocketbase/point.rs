@@ -58,6 +58,7 @@ pub fn context(scratch: &Path) -> Context {
         scratch: scratch.to_owned(),
         cancel: CancellationToken::new(),
         progress: Arc::new(Silent),
+        known: lifeboat::source::stamps::Stamps::default(),
     }
 }
 

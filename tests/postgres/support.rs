@@ -99,6 +99,7 @@ pub fn context() -> (Context, TempDir) {
         cancel: CancellationToken::new(),
         progress: Arc::new(Silent),
         world,
+        known: lifeboat::source::stamps::Stamps::default(),
     };
     (context, scratch)
 }

@@ -11,6 +11,7 @@ use crate::repository::index::{
 };
 use crate::repository::manifest::STRETCH;
 use crate::repository::packer::{Packed, Packer};
+use crate::source::stamps::Stamps;
 use crate::source::{Cut, UnitHead};
 use crate::types::UnitName;
 
@@ -29,6 +30,35 @@ pub struct Old {
 }
 
 impl Old {
+    /// Units with a stamp that are taken over unread when their stamp is the same.
+    ///
+    /// # Errors
+    /// The state directory.
+    pub fn stamps(&self) -> Result<Stamps> {
+        let mut records = self.index.records()?;
+        Stamps::collect(std::iter::from_fn(move || {
+            let (mut unit, mut trusted) = (None::<UnitRecord>, true);
+            loop {
+                match records.next()? {
+                    Ok(Record::Unit(next)) => (unit, trusted) = (Some(next), true),
+                    Ok(Record::Block(_, place)) => trusted &= self.trusts(place),
+                    Ok(Record::Stretch { .. }) => {}
+                    Ok(Record::End) => {
+                        if let Some(UnitRecord {
+                            name,
+                            stamp: Some(stamp),
+                            ..
+                        }) = unit.take()
+                            && trusted
+                        {
+                            return Some(Ok((name, stamp)));
+                        }
+                    }
+                    Err(e) => return Some(Err(e)),
+                }
+            }
+        }))
+    }
     fn trusts(&self, place: BlockPlace) -> bool {
         self.index
             .frames

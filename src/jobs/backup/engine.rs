@@ -24,6 +24,7 @@ use crate::repository::generation::{Generation, KeyRing};
 use crate::repository::index::{Index, IndexHead, IndexWriter, PackEntry, RunEntry};
 use crate::repository::packer::{Packer, PackerTarget};
 use crate::repository::{Repository, layout};
+use crate::source::stamps::Stamps;
 use crate::source::{Capture, Captured, Context, Source};
 use crate::state::{self, StateDir};
 use crate::types::{RunId, SourceName, hex, unhex};
@@ -188,6 +189,9 @@ impl Engine {
             scratch: scratch.path().to_owned(),
             cancel: self.cancel.clone(),
             progress: self.progress.clone(),
+            known: base
+                .as_ref()
+                .map_or(Ok(Stamps::default()), |base| base.old.stamps())?,
         };
         let mut capture = tokio::select! {
             biased;

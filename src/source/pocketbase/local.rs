@@ -140,7 +140,7 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
             return Err(Error::new(crate::error::Kind::Interrupted, "interrupted"));
         }
         let stage = context.scratch.join(format!("storage{attempt}"));
-        let mut storage = Storage::default();
+        let mut storage = Storage::new(context.known.clone());
         if policy.storage {
             storage.list(&directory.join("storage"), &stage)?;
         }

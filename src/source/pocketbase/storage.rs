@@ -1,5 +1,5 @@
 //! The files under storage/: listed, and hard-linked out of pb_data where the file systems allow, so that a file deleted
-//! after the snapshot can still be read. PocketBase writes a file before the commit that names it and deletes it after
+//! after the snapshot can still be read; those that the last run knows will not be read, and are not linked. PocketBase writes a file before the commit that names it and deletes it after
 //! the commit that forgets it, and never changes one in place.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, Error, Result};
+use crate::source::stamps::Stamps;
 use crate::state::make_dir;
 use crate::types::UnitName;
 
@@ -26,7 +27,7 @@ pub struct StoredFile {
     pub modified_ms: i64,
     /// Permission bits.
     pub mode: u32,
-    /// Tells an unchanged file; made before the link, which changes the ctime.
+    /// Tells an unchanged file. No ctime in it: a link changes that.
     pub stamp: String,
 }
 
@@ -37,11 +38,20 @@ pub struct Storage {
     pub files: BTreeMap<UnitName, StoredFile>,
     /// What was left out, for the operator.
     pub warnings: Vec<String>,
+    known: Stamps,
     linked: u64,
     cannot_link: bool,
 }
 
 impl Storage {
+    /// Nothing listed yet.
+    pub fn new(known: Stamps) -> Self {
+        Self {
+            known,
+            ..Self::default()
+        }
+    }
+
     /// Lists what is there now; files known already stay as they are.
     ///
     /// # Errors
@@ -110,8 +120,15 @@ impl Storage {
         if self.files.contains_key(&name) {
             return Ok(());
         }
+        let stamp = format!(
+            "{}-{}.{:09}-{}",
+            metadata.len(),
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+            metadata.ino()
+        );
         let mut readable = path.clone();
-        if !self.cannot_link {
+        if !self.cannot_link && !self.known.has(&name, &stamp) {
             let link = stage.join(self.linked.to_string());
             match fs::hard_link(&path, &link) {
                 Ok(()) => {
@@ -130,13 +147,7 @@ impl Storage {
                 size: metadata.len(),
                 modified_ms: metadata.mtime() * 1000 + metadata.mtime_nsec() / 1_000_000,
                 mode: metadata.mode() & 0o7777,
-                stamp: format!(
-                    "{}-{}.{:09}-{}",
-                    metadata.len(),
-                    metadata.mtime(),
-                    metadata.mtime_nsec(),
-                    metadata.ino()
-                ),
+                stamp,
             },
         );
         Ok(())
