@@ -229,7 +229,8 @@ pub struct Restored {
 pub trait Source: Send + Sync {
     /// Tries configuration and access, as `backup check` shows them.
     async fn check(&self, world: &World) -> Vec<Finding>;
-    /// Takes a snapshot. Whatever must be of one instant is fixed when this returns or by [`Capture::finish`].
+    /// Takes a snapshot. Whatever must be of one instant is fixed when this returns or by [`Capture::finish`]. When the
+    /// work is cancelled this ends soon, and nothing of it goes on in the scratch directory after it.
     ///
     /// # Errors
     /// The source can not be read; the message says what to do.

@@ -193,11 +193,8 @@ impl Engine {
                 .as_ref()
                 .map_or(Ok(Stamps::default()), |base| base.old.stamps())?,
         };
-        let mut capture = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => return Err(interrupted()),
-            capture = source.capture(context) => capture?,
-        };
+        // It hears of an interrupt by itself: what it began must have ended before the scratch directory goes.
+        let mut capture = source.capture(context).await?;
         let result = tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(interrupted()),

@@ -7,19 +7,23 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
+use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
+use tokio_util::sync::CancellationToken;
 
 use super::wal::{self, IndexHeader, Position, Stop};
 use crate::clock::World;
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 
 /// What is copied between two slides, bytes.
 const CHUNK: usize = 2 << 20;
+/// What is copied of a file that nobody has open before an interrupt is heard, bytes.
+const COPIED_AT_ONCE: u64 = 64 << 20;
 /// How often a copy is begun anew because the ground changed.
 const ATTEMPTS: u32 = 5;
 /// How often a log is looked at that changes while it is first read.
@@ -32,8 +36,8 @@ const HEADER_READS: u32 = 100_000;
 /// Copies the database at `path` to `to`.
 ///
 /// # Errors
-/// It can not be read, or changes its identity under the copy five times.
-pub fn copy_database(world: &World, path: &Path, to: &Path) -> Result<()> {
+/// It can not be read, or changes its identity under the copy five times, or the run was interrupted.
+pub fn copy_database(world: &World, cancel: &CancellationToken, path: &Path, to: &Path) -> Result<()> {
     if rusqlite::version_number() < SQLITE_LEAST {
         return Err(Error::failed(
             "this build's SQLite is too old to read a database that others write",
@@ -47,13 +51,14 @@ pub fn copy_database(world: &World, path: &Path, to: &Path) -> Result<()> {
     for _ in 0..ATTEMPTS {
         world.crash.reach("before a database is copied")?;
         let result = if beside(path, "-shm").exists() {
-            copy_live(path, to)
+            copy_live(cancel, path, to)
         } else {
-            copy_resting(path, to)
+            copy_resting(cancel, path, to)
         };
         match result {
             Ok(()) => return Ok(()),
             Err(Stop::Changed(what)) => why = what,
+            Err(Stop::Interrupted) => return Err(Error::new(Kind::Interrupted, "interrupted")),
             Err(Stop::Io(e)) => {
                 return Err(Error::failed(format!("{} can not be copied", path.display()))
                     .hint(format!(
@@ -99,7 +104,7 @@ fn create(path: &Path) -> std::io::Result<File> {
 }
 
 /// Nobody has it open: the file and what its log holds, recovered in the copy.
-fn copy_resting(path: &Path, to: &Path) -> Result<(), Stop> {
+fn copy_resting(cancel: &CancellationToken, path: &Path, to: &Path) -> Result<(), Stop> {
     let identity = |p: &Path| {
         std::fs::metadata(p)
             .map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
@@ -117,9 +122,12 @@ fn copy_resting(path: &Path, to: &Path) -> Result<(), Stop> {
             _ => {}
         }
     }
-    copy_file(path, to)?;
+    copy_file(cancel, path, to)?;
     if before.1.is_some() {
-        copy_file(&log, &copied_log).map_err(Stop::of_shared)?;
+        copy_file(cancel, &log, &copied_log).map_err(|stop| match stop {
+            Stop::Io(e) => Stop::of_shared(e),
+            stop => stop,
+        })?;
     }
     if beside(path, "-shm").exists() || before != (identity(path), identity(&log)) {
         return Err(Stop::Changed("somebody opened it"));
@@ -161,10 +169,22 @@ pub fn not_wal(path: &Path) -> std::io::Result<Option<&'static str>> {
     })
 }
 
-fn copy_file(from: &Path, to: &Path) -> std::io::Result<()> {
-    let mut source = File::open(from)?;
+fn copy_file(cancel: &CancellationToken, from: &Path, to: &Path) -> Result<(), Stop> {
+    let source = File::open(from)?;
     let mut target = create(to)?;
-    std::io::copy(&mut source, &mut target).map(|_| ())
+    loop {
+        go_on(cancel)?;
+        if std::io::copy(&mut (&source).take(COPIED_AT_ONCE), &mut target)? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn go_on(cancel: &CancellationToken) -> Result<(), Stop> {
+    if cancel.is_cancelled() {
+        return Err(Stop::Interrupted);
+    }
+    Ok(())
 }
 
 /// The two connections between which the read transaction slides.
@@ -317,7 +337,7 @@ fn first_look(path: &Path, to: &Path) -> Result<(Slider, Overlay), Stop> {
 }
 
 /// Others write it.
-fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
+fn copy_live(cancel: &CancellationToken, path: &Path, to: &Path) -> Result<(), Stop> {
     // A log that was brought into the file whole may be begun anew or cut while it is first read. Looking again is cheap.
     let mut looks = 1;
     let (mut slider, mut overlay) = loop {
@@ -330,6 +350,7 @@ fn copy_live(path: &Path, to: &Path) -> Result<(), Stop> {
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
     loop {
+        go_on(cancel)?;
         let read = slider.database.read_at(&mut buffer, at)?;
         if read == 0 {
             break;

@@ -136,13 +136,10 @@ pub async fn capture(directory: &Path, policy: &PocketBasePolicy, context: &Cont
 fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> Result<LocalCapture> {
     let mut missing = Vec::new();
     for attempt in 0..ATTEMPTS {
-        if context.cancel.is_cancelled() {
-            return Err(Error::new(crate::error::Kind::Interrupted, "interrupted"));
-        }
         let stage = context.scratch.join(format!("storage{attempt}"));
         let mut storage = Storage::new(context.known.clone());
         if policy.storage {
-            storage.list(&directory.join("storage"), &stage)?;
+            storage.list(&context.cancel, &directory.join("storage"), &stage)?;
         }
         let mut facts = Facts {
             format: 1,
@@ -160,7 +157,7 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
             .filter(|n| **n == "data.db" || directory.join(n).exists())
         {
             let copy = context.scratch.join(name);
-            copy_database(&context.world, &directory.join(name), &copy)?;
+            copy_database(&context.world, &context.cancel, &directory.join(name), &copy)?;
             at = context.world.clock.now();
             facts
                 .databases
@@ -168,7 +165,7 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
             databases.insert(*name, copy);
         }
         if policy.storage {
-            storage.list(&directory.join("storage"), &stage)?;
+            storage.list(&context.cancel, &directory.join("storage"), &stage)?;
         }
         let data = databases
             .get("data.db")

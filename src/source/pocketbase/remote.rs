@@ -16,7 +16,7 @@ use tokio::io::AsyncRead;
 use super::facts::{self, Facts};
 use super::ranged::Ranged;
 use crate::clock::World;
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::policy::PocketBasePolicy;
 use crate::secret::SecretText;
 use crate::source::{Attributes, Capture, Captured, Context, Cut, UnitHead};
@@ -215,7 +215,12 @@ impl Remote {
             facts: Value::Null,
             warnings: Vec::new(),
         };
-        match capture.begin(policy, context).await {
+        let begun = tokio::select! {
+            biased;
+            () = context.cancel.cancelled() => Err(Error::new(Kind::Interrupted, "interrupted")),
+            begun = capture.begin(policy, context) => begun,
+        };
+        match begun {
             Ok(()) => Ok(capture),
             Err(e) => {
                 capture.cleanup().await;

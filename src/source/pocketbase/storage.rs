@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Context as _, Error, Result};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::source::stamps::Stamps;
 use crate::state::make_dir;
 use crate::types::UnitName;
@@ -55,16 +57,26 @@ impl Storage {
     /// Lists what is there now; files known already stay as they are.
     ///
     /// # Errors
-    /// A directory can not be read.
-    pub fn list(&mut self, storage: &Path, stage: &Path) -> Result<()> {
+    /// A directory can not be read; the run was interrupted.
+    pub fn list(&mut self, cancel: &CancellationToken, storage: &Path, stage: &Path) -> Result<()> {
         if !storage.exists() {
             return Ok(());
         }
         make_dir(stage)?;
-        self.walk(storage, b"storage", stage, 0)
+        self.walk(cancel, storage, b"storage", stage, 0)
     }
 
-    fn walk(&mut self, directory: &Path, name: &[u8], stage: &Path, depth: usize) -> Result<()> {
+    fn walk(
+        &mut self,
+        cancel: &CancellationToken,
+        directory: &Path,
+        name: &[u8],
+        stage: &Path,
+        depth: usize,
+    ) -> Result<()> {
+        if cancel.is_cancelled() {
+            return Err(Error::new(Kind::Interrupted, "interrupted"));
+        }
         if depth > DEPTH_MAX {
             return Err(Error::failed(format!(
                 "{} is nested too deeply",
@@ -91,7 +103,7 @@ impl Storage {
                 Err(e) => return Err(Error::failed(format!("{} can not be read", path.display())).because(e)),
             };
             if metadata.is_dir() {
-                self.walk(&path, &full, stage, depth + 1)?;
+                self.walk(cancel, &path, &full, stage, depth + 1)?;
             } else if !metadata.is_file() {
                 self.warn(format!(
                     "{} is neither a file nor a directory, and is left out",

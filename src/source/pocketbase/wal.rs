@@ -77,6 +77,8 @@ pub enum Stop {
     Changed(&'static str),
     /// It can not be read.
     Io(std::io::Error),
+    /// The run was interrupted.
+    Interrupted,
 }
 
 impl From<std::io::Error> for Stop {

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::policy::model::PostgresPolicy;
 use crate::secret::SecretText;
 use crate::source::postgres::client;
-use crate::source::postgres::connect::{Address, Session};
+use crate::source::postgres::connect::{Address, Session, interrupted};
 use crate::source::postgres::quote::matches;
 use crate::source::{Capture, Context, Finding, Source};
 use crate::types::UnitName;
@@ -79,14 +79,21 @@ impl Source for PostgresSource {
     }
 
     async fn capture(&self, context: Context) -> Result<Box<dyn Capture>> {
-        let address = Address::parse(&self.url)?;
-        let session = maintenance(&address).await?;
-        let version = session.version().await?;
-        let found = client::find(self.settings.client_dir.as_deref()).await?;
-        let clients = client::for_dump(&found, version / 10_000)?.clone();
-        let settings = self.settings.clone();
-        let capture = capture::LogicalCapture::begin(context, address, session, clients, settings).await?;
-        Ok(Box::new(capture))
+        let cancel = context.cancel.clone();
+        let begin = async {
+            let address = Address::parse(&self.url)?;
+            let session = maintenance(&address).await?;
+            let version = session.version().await?;
+            let found = client::find(self.settings.client_dir.as_deref()).await?;
+            let clients = client::for_dump(&found, version / 10_000)?.clone();
+            let settings = self.settings.clone();
+            capture::LogicalCapture::begin(context, address, session, clients, settings).await
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(interrupted()),
+            capture = begin => Ok(Box::new(capture?)),
+        }
     }
 }
 
