@@ -220,16 +220,19 @@ impl Repository {
     /// # Errors
     /// Damaged or missing.
     pub async fn read_checked(&self, key: &Key, digest: Digest) -> Result<bytes::Bytes> {
-        let bytes = self.read(key).await?.ok_or_else(|| {
-            Error::damaged(format!("{key} is missing")).hint("`backup verify` tells how far the damage goes.")
-        })?;
-        if Digest::of(&bytes) != digest {
-            return Err(
-                Error::damaged(format!("{key} is not what was written: its SHA-256 differs"))
-                    .hint("`backup verify` tells how far the damage goes."),
-            );
-        }
+        let bytes = self.read_present(key).await?;
+        compare_digest(key, &bytes, digest)?;
         Ok(bytes)
+    }
+
+    /// Reads an object that must be there.
+    ///
+    /// # Errors
+    /// Missing.
+    pub async fn read_present(&self, key: &Key) -> Result<bytes::Bytes> {
+        self.read(key).await?.ok_or_else(|| {
+            Error::damaged(format!("{key} is missing")).hint("`backup verify` tells how far the damage goes.")
+        })
     }
 
     /// Reads the tombstone of a run and compares its place; `None` when absent.
@@ -381,4 +384,18 @@ impl Catalog {
             name => layout::run_object(source, damage.place.run, name),
         }
     }
+}
+
+/// Compares an object with the digest it was written with.
+///
+/// # Errors
+/// Damaged.
+pub fn compare_digest(key: &Key, bytes: &[u8], digest: Digest) -> Result<()> {
+    if Digest::of(bytes) == digest {
+        return Ok(());
+    }
+    Err(
+        Error::damaged(format!("{key} is not what was written: its SHA-256 differs"))
+            .hint("`backup verify` tells how far the damage goes."),
+    )
 }

@@ -10,6 +10,7 @@ mod locks;
 pub mod manifest;
 pub mod pack;
 pub mod packer;
+mod payload;
 pub mod reader;
 
 use std::collections::BTreeSet;

@@ -1,12 +1,13 @@
 //! Packs: one standard age file around a run of frames, headed by a skippable frame that names repository, source,
 //! run and pack, so that `age -d pack | zstd -d` gives the content and a pack laid elsewhere is told.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, HEAD_MAGIC, PADDING_MAGIC};
+use super::payload::{self, Unopened};
 use crate::error::{Error, Kind, Result};
 use crate::types::{Digest, RepositoryId, RunId, SourceName};
 
@@ -124,22 +125,12 @@ pub fn compare_head(plaintext: &[u8], expected: &Head) -> Result<()> {
 /// # Errors
 /// As [`open`].
 pub fn decrypt(sealed: &[u8], identities: &[&age::x25519::Identity], name: &str) -> Result<Vec<u8>> {
-    let damaged = |e: String| Error::damaged(format!("{name} can not be decrypted: {e}"));
-    let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| damaged(e.to_string()))?;
-    let mut reader = decryptor
-        .decrypt(identities.iter().map(|i| *i as &dyn age::Identity))
-        .map_err(|e| match e {
-            age::DecryptError::NoMatchingKeys => {
-                Error::new(Kind::NoIdentity, format!("no identity opens {name}"))
-                    .hint("Give the right one: encryption.identity in the policy, or --identity FILE.")
-            }
-            other => damaged(other.to_string()),
-        })?;
-    let mut plaintext = Vec::with_capacity(sealed.len());
-    reader
-        .read_to_end(&mut plaintext)
-        .map_err(|e| damaged(e.to_string()))?;
-    Ok(plaintext)
+    let identities: Vec<_> = identities.iter().map(|i| *i as &dyn age::Identity).collect();
+    payload::open(sealed, &identities).map_err(|e| match e {
+        Unopened::NoMatchingKeys => Error::new(Kind::NoIdentity, format!("no identity opens {name}"))
+            .hint("Give the right one: encryption.identity in the policy, or --identity FILE."),
+        Unopened::Damaged(why) => Error::damaged(format!("{name} can not be decrypted: {why}")),
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //!
 //! Stretches are read ahead by tasks of their own, so that a target that is slow to write keeps nobody waiting.
 
-use std::collections::{BTreeMap, VecDeque};
+mod kept;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -11,6 +13,8 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::kept::{Buffers, Cache};
+use super::catalog::compare_digest;
 use super::documents::{Commit, Refs, Sums};
 use super::generation::KeyRing;
 use super::manifest::{ContentDigest, Extent, Line, ManifestHead, ManifestReader, Merge, STRETCH};
@@ -24,8 +28,10 @@ use crate::types::{Digest, RunId, SourceName, UnitName};
 const PACKS_KEPT: usize = 3;
 /// Decoded frames kept at once, of which only a part was asked for; each is at most 4 MiB.
 const FRAMES_KEPT: usize = 4;
-/// Content read ahead, bytes: two stretches.
-const AHEAD_BYTES: u64 = 2 * STRETCH;
+/// Content read ahead, bytes: three stretches.
+const AHEAD_BYTES: u64 = 3 * STRETCH;
+/// Content behind that, of which the next pack is fetched already, bytes.
+const SCOUTED_BYTES: u64 = 4 * STRETCH;
 /// Lines read ahead, however small.
 const AHEAD_LINES: usize = 64;
 
@@ -45,36 +51,7 @@ struct Inner {
     sums: BTreeMap<RunId, Sums>,
     packs: Cache<(RunId, u32), OnceCell<Bytes>>,
     frames: Cache<(RunId, u32, u32), Mutex<Option<Bytes>>>,
-}
-
-/// A small cache with one fetch per key at a time.
-struct Cache<K, C> {
-    kept: usize,
-    cells: Mutex<VecDeque<(K, Arc<C>)>>,
-}
-
-impl<K: PartialEq + Copy, C: Default> Cache<K, C> {
-    fn new(kept: usize) -> Self {
-        Self {
-            kept,
-            cells: Mutex::new(VecDeque::new()),
-        }
-    }
-    /// The cell of a key, made if need be; the least recently asked for one goes.
-    fn cell(&self, key: K) -> Arc<C> {
-        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cells
-            .iter()
-            .position(|(k, _)| *k == key)
-            .and_then(|at| cells.remove(at));
-        let entry = found.unwrap_or_else(|| (key, Arc::new(C::default())));
-        let cell = entry.1.clone();
-        cells.push_back(entry);
-        while cells.len() > self.kept {
-            cells.pop_front();
-        }
-        cell
-    }
+    buffers: Buffers,
 }
 
 impl OpenPoint {
@@ -121,6 +98,7 @@ impl OpenPoint {
             sums,
             packs: Cache::new(PACKS_KEPT),
             frames: Cache::new(FRAMES_KEPT),
+            buffers: Buffers::default(),
         };
         let (manifests, head) = inner.manifests(commit, &refs).await?;
         Ok(Self {
@@ -176,7 +154,9 @@ impl OpenPoint {
         Ok(PointReader {
             inner: self.inner.clone(),
             lines: self.lines()?,
-            next: None,
+            scouted: VecDeque::new(),
+            scouted_bytes: 0,
+            fetching: None,
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             waiting: None,
@@ -280,11 +260,16 @@ impl Inner {
                 .ok_or_else(|| {
                     Error::damaged(format!("pack {name} of run {run} is not in its SHA256SUMS"))
                 })?;
-            let sealed = self
-                .repository
-                .read_checked(&layout::pack(&self.source, run, number), *digest)
-                .await?;
-            self.decrypt(run, &name, sealed).await
+            let key = layout::pack(&self.source, run, number);
+            let sealed = self.repository.read_present(&key).await?;
+            match self.decrypt(run, &name, sealed.clone()).await {
+                Ok(plaintext) => Ok(plaintext),
+                // The cipher proves every byte and the content has a digest of its own; the object's tells why.
+                Err(e) => {
+                    compare_digest(&key, &sealed, *digest)?;
+                    Err(e)
+                }
+            }
         })
         .await
         .cloned()
@@ -346,14 +331,14 @@ impl Inner {
                 "the manifest gives {told} bytes of {name} where there are {length}"
             )));
         }
-        let mut content = vec![0; length as usize];
+        let mut content = self.buffers.take(length as usize);
         let mut at = 0;
         for group in extents.chunk_by(|a, b| (a.run, a.pack) == (b.run, b.pack)) {
             let plaintext = self.pack(group[0].run, group[0].pack).await?;
             let (inner, name, group) = (self.clone(), name.clone(), group.to_vec());
             (content, at) = blocking(move || {
                 for extent in &group {
-                    let out = &mut content[at..at + extent.length as usize];
+                    let out = &mut content.0[at..at + extent.length as usize];
                     inner.decode_into(&plaintext, extent, &name, out)?;
                     at += extent.length as usize;
                 }
@@ -362,7 +347,7 @@ impl Inner {
             .await?;
         }
         let (content, found) = blocking(move || {
-            let found: ContentDigest = *blake3::hash(&content).as_bytes();
+            let found: ContentDigest = *blake3::hash(&content.0).as_bytes();
             Ok((content, found))
         })
         .await?;
@@ -372,7 +357,7 @@ impl Inner {
             ))
             .hint("Choose another point; `backup verify --content` tells how far the damage goes."));
         }
-        Ok(Bytes::from(content))
+        Ok(Bytes::from_owner(content))
     }
 }
 
@@ -390,8 +375,11 @@ type Ahead = Option<AbortOnDropHandle<Result<Bytes>>>;
 pub struct PointReader {
     inner: Arc<Inner>,
     lines: Merge<ManifestReader>,
-    /// The line for which there was no room ahead.
-    next: Option<Line>,
+    /// Lines for which there was no room ahead, and their content.
+    scouted: VecDeque<Line>,
+    scouted_bytes: u64,
+    /// The pack behind those that are being read.
+    fetching: Option<((RunId, u32), AbortOnDropHandle<()>)>,
     ahead: VecDeque<(Line, Ahead)>,
     ahead_bytes: u64,
     waiting: Option<(Line, Bytes)>,
@@ -499,27 +487,74 @@ impl PointReader {
         Ok(Some((line, content)))
     }
 
-    /// Begins reading the next lines, as many as there is room for, and one at least.
+    /// Begins reading the next lines, as many as there is room for, and one at least; then fetches the next pack.
     fn read_ahead(&mut self) -> Result<()> {
         while self.ahead.len() < AHEAD_LINES {
-            let line = match self.next.take() {
-                Some(line) => line,
-                None => match self.lines.next().transpose()? {
-                    Some(line) => line,
-                    None => return Ok(()),
-                },
+            if self.scouted.is_empty() && !self.scout()? {
+                return Ok(());
+            }
+            let Some(line) = self.scouted.pop_front() else {
+                return Ok(());
             };
             let length = content_length(&line);
             if !self.ahead.is_empty() && self.ahead_bytes + length > AHEAD_BYTES {
-                self.next = Some(line);
-                return Ok(());
+                self.scouted.push_front(line);
+                return self.fetch_next_pack();
             }
+            self.scouted_bytes -= length;
             self.ahead_bytes += length;
             let task = (length > 0).then(|| {
                 let (inner, line) = (self.inner.clone(), line.clone());
                 AbortOnDropHandle::new(tokio::spawn(async move { inner.fetch(&line).await }))
             });
             self.ahead.push_back((line, task));
+        }
+        Ok(())
+    }
+
+    /// Reads one line more of the manifest; `false`: there is none.
+    fn scout(&mut self) -> Result<bool> {
+        let Some(line) = self.lines.next().transpose()? else {
+            return Ok(false);
+        };
+        self.scouted_bytes += content_length(&line);
+        self.scouted.push_back(line);
+        Ok(true)
+    }
+
+    /// Fetches the first pack that the lines behind draw on and those ahead do not: it is there when they come to it, and
+    /// nobody waits while it is decrypted by one core.
+    fn fetch_next_pack(&mut self) -> Result<()> {
+        let pack_of = |e: &Extent| (e.run, e.pack);
+        let current: BTreeSet<_> = self
+            .ahead
+            .iter()
+            .flat_map(|(line, _)| line.extents().iter().map(pack_of))
+            .collect();
+        // One more must not drive out what is being read.
+        if current.len() >= PACKS_KEPT {
+            return Ok(());
+        }
+        while self.scouted_bytes < SCOUTED_BYTES && self.scouted.len() < AHEAD_LINES && self.scout()? {}
+        let next = self
+            .scouted
+            .iter()
+            .flat_map(|line| line.extents().iter().map(pack_of))
+            .find(|pack| !current.contains(pack));
+        let Some((run, number)) = next else {
+            return Ok(());
+        };
+        if self
+            .fetching
+            .as_ref()
+            .is_none_or(|(pack, _)| *pack != (run, number))
+        {
+            let inner = self.inner.clone();
+            let task = tokio::spawn(async move {
+                // Whoever reads the line meets the same error, and tells it.
+                drop(inner.pack(run, number).await);
+            });
+            self.fetching = Some(((run, number), AbortOnDropHandle::new(task)));
         }
         Ok(())
     }
