@@ -5,9 +5,13 @@ use std::path::Path;
 
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::copy::open_copy;
 use crate::error::{Context as _, Error, Result};
+
+/// Steps of SQLite's machine after which a check hears of an interrupt: some milliseconds.
+const STEPS_BETWEEN_LOOKS: i32 = 100_000;
 
 /// `facts.json`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,9 +46,12 @@ fn quoted(name: &str) -> String {
 /// Checks a copy with SQLite's `quick_check`, and counts.
 ///
 /// # Errors
-/// It is no sound database.
-pub fn of_database(path: &Path) -> Result<DatabaseFacts> {
-    let connection = open_copy(path)?;
+/// It is no sound database; it was cancelled.
+pub fn of_database(path: &Path, cancel: &CancellationToken) -> Result<DatabaseFacts> {
+    let mut connection = open_copy(path)?;
+    let cancel = cancel.clone();
+    let stop = Some(move || cancel.is_cancelled());
+    failed(connection.progress_handler(STEPS_BETWEEN_LOOKS, stop), path)?;
     let verdict: String = failed(
         connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0)),
         path,

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::io::AsyncRead;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ahead::{Ahead, SMALL};
 use super::copy::{self, copy_database};
-use super::facts::{self, Facts};
+use super::facts::{self, DatabaseFacts, Facts};
 use super::storage::Storage;
-use crate::clock::World;
 use crate::error::{Context as _, Error, Result};
 use crate::policy::PocketBasePolicy;
 use crate::source::{Attributes, Capture, Captured, Context, Cut, Finding, UnitHead, is_inside};
@@ -26,6 +27,8 @@ const ATTEMPTS: u32 = 5;
 enum Content {
     File(PathBuf),
     Text(Vec<u8>),
+    /// `facts.json`, once the databases are counted.
+    Facts,
 }
 
 struct Unit {
@@ -39,7 +42,7 @@ impl Unit {
         let size = self.head.size_hint.filter(|size| *size <= SMALL)?;
         match &self.content {
             Content::File(path) => Some((path, size)),
-            Content::Text(_) => None,
+            Content::Text(_) | Content::Facts => None,
         }
     }
 }
@@ -52,8 +55,29 @@ pub struct LocalCapture {
     /// Whether the current unit was opened.
     opened: bool,
     at: DateTime<Utc>,
-    facts: serde_json::Value,
+    facts: Facts,
+    files: usize,
+    counting: Option<Counting>,
     warnings: Vec<String>,
+}
+
+/// The copies being checked and counted, while they are backed up: what a database holds is told behind it.
+struct Counting {
+    work: JoinHandle<Result<BTreeMap<String, DatabaseFacts>>>,
+    _stop: DropGuard,
+}
+
+impl Counting {
+    fn start(databases: BTreeMap<&'static str, PathBuf>, cancel: &CancellationToken) -> Self {
+        let cancel = cancel.child_token();
+        let stop = cancel.clone().drop_guard();
+        let work = tokio::task::spawn_blocking(move || {
+            let count =
+                |(name, copy): (&str, PathBuf)| Ok((name.to_owned(), facts::of_database(&copy, &cancel)?));
+            databases.into_iter().map(count).collect()
+        });
+        Self { work, _stop: stop }
+    }
 }
 
 /// Checks a local pb_data.
@@ -141,12 +165,8 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
         if policy.storage {
             storage.list(&context.cancel, &directory.join("storage"), &stage)?;
         }
-        let mut facts = Facts {
-            format: 1,
-            ..Facts::default()
-        };
         let mut databases = BTreeMap::new();
-        let names: &[&str] = if policy.logs {
+        let names: &[&'static str] = if policy.logs {
             &["auxiliary.db", "data.db"]
         } else {
             &["data.db"]
@@ -159,9 +179,6 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
             let copy = context.scratch.join(name);
             copy_database(&context.world, &context.cancel, &directory.join(name), &copy)?;
             at = context.world.clock.now();
-            facts
-                .databases
-                .insert((*name).to_owned(), facts::of_database(&copy)?);
             databases.insert(*name, copy);
         }
         if policy.storage {
@@ -182,9 +199,13 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
         };
         if missing.is_empty() {
             storage.drop_temporary(&named);
-            facts.files = files;
-            facts.files_elsewhere = elsewhere;
-            return assemble(databases, storage, facts, at, &context.world);
+            let facts = Facts {
+                format: 1,
+                files,
+                files_elsewhere: elsewhere,
+                ..Facts::default()
+            };
+            return assemble(databases, storage, facts, at, &context.cancel);
         }
     }
     Err(Error::failed(format!(
@@ -204,18 +225,18 @@ fn absent(named: &BTreeSet<UnitName>, storage: &Storage) -> Vec<String> {
 }
 
 fn assemble(
-    databases: BTreeMap<&str, PathBuf>,
+    databases: BTreeMap<&'static str, PathBuf>,
     storage: Storage,
     facts: Facts,
     at: DateTime<Utc>,
-    _world: &World,
+    cancel: &CancellationToken,
 ) -> Result<LocalCapture> {
     let mut units = BTreeMap::new();
     let mut add = |head: UnitHead, content: Content| {
         units.insert(head.name.clone(), Unit { head, content });
     };
-    for (name, copy) in databases {
-        let size = std::fs::metadata(&copy)
+    for (name, copy) in &databases {
+        let size = std::fs::metadata(copy)
             .doing(|| format!("{} can not be read", copy.display()))?
             .len();
         add(
@@ -229,20 +250,11 @@ fn assemble(
                 size_hint: Some(size),
                 stamp: None,
             },
-            Content::File(copy),
+            Content::File(copy.clone()),
         );
     }
-    let rows: u64 = facts
-        .databases
-        .get("data.db")
-        .map_or(0, |d| d.rows.values().sum());
-    let brief = serde_json::json!({
-        "rows": rows,
-        "pages": facts.databases.get("data.db").map_or(0, |d| d.pages),
-        "files": storage.files.len(),
-    });
-    let text = serde_json::to_vec_pretty(&facts).doing(|| "the facts can not be written")?;
-    add(super::facts_head(text.len())?, Content::Text(text));
+    let files = storage.files.len();
+    add(super::facts_head(None)?, Content::Facts);
     for (name, file) in storage.files {
         add(
             UnitHead {
@@ -268,9 +280,28 @@ fn assemble(
         ahead: Ahead::default(),
         opened: true,
         at,
-        facts: brief,
+        facts,
+        files,
+        counting: Some(Counting::start(databases, cancel)),
         warnings,
     })
+}
+
+impl LocalCapture {
+    /// The facts, as a unit, when the databases are counted.
+    async fn counted(&mut self) -> Result<Unit> {
+        if let Some(counting) = self.counting.take() {
+            self.facts.databases = counting
+                .work
+                .await
+                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
+        }
+        let text = serde_json::to_vec_pretty(&self.facts).doing(|| "the facts can not be written")?;
+        Ok(Unit {
+            head: super::facts_head(Some(text.len()))?,
+            content: Content::Text(text),
+        })
+    }
 }
 
 #[async_trait]
@@ -281,6 +312,9 @@ impl Capture for LocalCapture {
         }
         self.opened = false;
         self.current = self.units.pop_front();
+        if matches!(&self.current, Some(unit) if matches!(unit.content, Content::Facts)) {
+            self.current = Some(self.counted().await?);
+        }
         Ok(self.current.as_ref().map(|u| u.head.clone()))
     }
     async fn open(&mut self) -> Result<Box<dyn AsyncRead + Send + Unpin>> {
@@ -291,6 +325,7 @@ impl Capture for LocalCapture {
             .ok_or_else(|| Error::failed("no unit to open"))?;
         Ok(match &unit.content {
             Content::Text(text) => Box::new(std::io::Cursor::new(text.clone())),
+            Content::Facts => return Err(Error::failed("the facts are not counted yet")),
             Content::File(path) => {
                 if unit.small().is_some() {
                     let next = self.units.iter().map_while(Unit::small);
@@ -311,12 +346,18 @@ impl Capture for LocalCapture {
         Ok(())
     }
     async fn finish(&mut self) -> Result<Captured> {
+        let data = self.facts.databases.get("data.db");
+        let rows: u64 = data.map_or(0, |d| d.rows.values().sum());
         Ok(Captured {
             at: self.at,
             source_clock: self.at,
             host_clock: self.at,
             clock_spread_ms: 0,
-            facts: self.facts.clone(),
+            facts: serde_json::json!({
+                "rows": rows,
+                "pages": data.map_or(0, |d| d.pages),
+                "files": self.files,
+            }),
             warnings: std::mem::take(&mut self.warnings),
         })
     }

@@ -86,7 +86,7 @@ impl Source for PocketBaseSource {
     }
 }
 
-fn facts_head(size: usize) -> Result<UnitHead> {
+fn facts_head(size: Option<usize>) -> Result<UnitHead> {
     Ok(UnitHead {
         name: UnitName::from_bytes(b"facts.json")?,
         cut: Cut::Whole,
@@ -94,7 +94,7 @@ fn facts_head(size: usize) -> Result<UnitHead> {
             mode: Some(0o600),
             modified_ms: None,
         },
-        size_hint: Some(size as u64),
+        size_hint: size.map(|size| size as u64),
         stamp: None,
     })
 }

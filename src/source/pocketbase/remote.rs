@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncRead;
+use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, Facts};
 use super::ranged::Ranged;
@@ -286,10 +287,11 @@ impl RemoteCapture {
             .map_err(|e| Error::failed("PocketBase's backup is no zip").because(e))?;
         let archive = Arc::new(Mutex::new(archive));
         self.archive = Some(archive.clone());
-        let (policy, scratch) = (policy.clone(), self.scratch.clone());
-        let (units, brief, warnings) = tokio::task::spawn_blocking(move || list(&archive, &policy, &scratch))
-            .await
-            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
+        let (policy, scratch, cancel) = (policy.clone(), self.scratch.clone(), context.cancel.clone());
+        let (units, brief, warnings) =
+            tokio::task::spawn_blocking(move || list(&archive, &policy, &scratch, &cancel))
+                .await
+                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
         self.units = units.into_iter();
         self.facts = brief;
         self.warnings = warnings;
@@ -316,6 +318,7 @@ fn list(
     archive: &Archive,
     policy: &PocketBasePolicy,
     scratch: &std::path::Path,
+    cancel: &CancellationToken,
 ) -> Result<(BTreeMap<UnitName, Unit>, Value, Vec<String>)> {
     let mut archive = locked(archive);
     let mut units = BTreeMap::new();
@@ -338,7 +341,9 @@ fn list(
             let mut file = std::fs::File::create(&path).map_err(broken)?;
             std::io::copy(&mut entry, &mut file).map_err(broken)?;
             drop(entry);
-            facts.databases.insert(text.clone(), facts::of_database(&path)?);
+            facts
+                .databases
+                .insert(text.clone(), facts::of_database(&path, cancel)?);
             if text == "data.db" {
                 (files, elsewhere) = facts::files(&path)?;
             }
@@ -408,7 +413,7 @@ fn list(
         .map_or(0, |d| d.rows.values().sum());
     let brief = json!({"rows": rows, "files": units.len(), "remote": true});
     let text = serde_json::to_vec_pretty(&facts).doing(|| "the facts can not be written")?;
-    let head = super::facts_head(text.len())?;
+    let head = super::facts_head(Some(text.len()))?;
     units.insert(
         head.name.clone(),
         Unit {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, Facts};
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Error, Kind, Result};
 use crate::source::directory_target::DirectoryTarget;
 use crate::source::{Context, PointContent, RestoreOptions, Restored, Restorer, Target};
 
@@ -67,8 +68,9 @@ impl Restorer for PocketBaseRestorer {
             written.insert(unit.name.to_string());
         }
         let compared = path.to_owned();
+        let cancel = context.cancel.clone();
         let differences =
-            tokio::task::spawn_blocking(move || compare(&compared, recorded.as_ref(), &written))
+            tokio::task::spawn_blocking(move || compare(&compared, recorded.as_ref(), &written, &cancel))
                 .await
                 .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
         restored.differences = differences;
@@ -78,7 +80,12 @@ impl Restorer for PocketBaseRestorer {
 }
 
 /// Compares the result with the facts recorded when it was backed up.
-fn compare(path: &Path, recorded: Option<&Facts>, written: &BTreeSet<String>) -> Result<Vec<String>> {
+fn compare(
+    path: &Path,
+    recorded: Option<&Facts>,
+    written: &BTreeSet<String>,
+    cancel: &CancellationToken,
+) -> Result<Vec<String>> {
     let Some(recorded) = recorded else {
         return Ok(vec!["the point has no facts to compare with".to_owned()]);
     };
@@ -87,7 +94,7 @@ fn compare(path: &Path, recorded: Option<&Facts>, written: &BTreeSet<String>) ->
         .doing(|| format!("{} can not be read", path.display()))?;
     let mut differences = Vec::new();
     for (name, wanted) in &recorded.databases {
-        match facts::of_database(&path.join(name)) {
+        match facts::of_database(&path.join(name), cancel) {
             Ok(found) if found == *wanted => {}
             Ok(found) => {
                 for (table, rows) in &wanted.rows {
@@ -105,6 +112,7 @@ fn compare(path: &Path, recorded: Option<&Facts>, written: &BTreeSet<String>) ->
                     ));
                 }
             }
+            Err(_) if cancel.is_cancelled() => return Err(Error::new(Kind::Interrupted, "interrupted")),
             Err(e) => differences.push(format!("{name}: {}", e.chain())),
         }
     }
