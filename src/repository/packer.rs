@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -21,6 +21,10 @@ use crate::types::{Digest, RunId, SourceName};
 
 /// Packs on their way to the store at once.
 const UPLOADS_AT_ONCE: usize = 3;
+
+/// Frames on their way beside those that the threads have in hand; a frame is 4 MiB at most. It bounds those, too, that
+/// wait in the assembler for one before them.
+const FRAMES_WAITING: usize = 4;
 
 /// Where a frame ended up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +60,14 @@ pub struct Packed {
 struct Job {
     sequence: u64,
     content: Vec<u8>,
+    room: OwnedSemaphorePermit,
 }
 
 struct Compressed {
     sequence: u64,
     frame: Vec<u8>,
     content: u64,
+    room: OwnedSemaphorePermit,
 }
 
 struct ToUpload {
@@ -73,6 +79,7 @@ struct ToUpload {
 /// Takes contents of frames.
 pub struct Packer {
     jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
     next: u64,
     workers: Vec<JoinHandle<Result<()>>>,
     assembler: JoinHandle<Result<Vec<Placed>>>,
@@ -104,8 +111,8 @@ impl Packer {
     /// Starts the threads.
     pub fn start(target: PackerTarget) -> Self {
         let threads = target.threads.max(1);
-        let (jobs, jobs_rx) = mpsc::channel::<Job>(threads);
-        let (compressed_tx, compressed) = mpsc::channel::<Compressed>(threads);
+        let (jobs, jobs_rx) = mpsc::channel::<Job>(threads + FRAMES_WAITING);
+        let (compressed_tx, compressed) = mpsc::channel::<Compressed>(threads + FRAMES_WAITING);
         let (sealed_tx, sealed) = mpsc::channel::<ToUpload>(1);
         let failed = CancellationToken::new();
         let shelf = Arc::new(Mutex::new(Vec::new()));
@@ -140,6 +147,7 @@ impl Packer {
         };
         Self {
             jobs,
+            room: Arc::new(Semaphore::new(threads + FRAMES_WAITING)),
             next: 0,
             workers,
             assembler,
@@ -161,16 +169,18 @@ impl Packer {
     /// # Errors
     /// A thread or an upload failed; [`Self::finish`] tells why.
     pub async fn push(&mut self, content: Vec<u8>) -> Result<()> {
+        let room = tokio::select! {
+            biased;
+            () = self.failed.cancelled() => return Err(stopped()),
+            room = self.room.clone().acquire_owned() => room.map_err(|_| stopped())?,
+        };
         let job = Job {
             sequence: self.next,
             content,
+            room,
         };
         self.next += 1;
-        tokio::select! {
-            biased;
-            () = self.failed.cancelled() => Err(stopped()),
-            sent = self.jobs.send(job) => sent.map_err(|_| stopped()),
-        }
+        self.jobs.send(job).await.map_err(|_| stopped())
     }
 
     /// Waits until every pack is confirmed by the store.
@@ -233,6 +243,7 @@ fn compress(
         let Some(Job {
             sequence,
             mut content,
+            room,
         }) = job
         else {
             return Ok(());
@@ -241,6 +252,7 @@ fn compress(
             sequence,
             frame: encoder.encode(&content)?,
             content: content.len() as u64,
+            room,
         };
         if let Ok(mut shelf) = shelf.lock()
             && shelf.len() < 4
@@ -273,6 +285,7 @@ fn assemble(
             });
             plaintext.extend_from_slice(&frame.frame);
             content += frame.content;
+            drop(frame.room);
             if plaintext.len() >= PACK_TARGET {
                 let full = std::mem::take(&mut plaintext);
                 send(target, number, full, false, content, out)?;
