@@ -88,11 +88,19 @@ fn pad_plaintext(plaintext: &mut Vec<u8>) {
 /// # Errors
 /// [`Kind::NoIdentity`] when the identity does not open it, [`Kind::Damaged`] otherwise.
 pub fn open(sealed: &[u8], identity: &age::x25519::Identity, expected: &Head) -> Result<Vec<u8>> {
+    open_owned(sealed.to_vec(), identity, expected)
+}
+
+/// [`open`] of a buffer that may be used up.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_owned(sealed: Vec<u8>, identity: &age::x25519::Identity, expected: &Head) -> Result<Vec<u8>> {
     let name = format!(
         "{}/{} of source {}",
         expected.run, expected.object, expected.source
     );
-    let plaintext = decrypt(sealed, &[identity], &name)?;
+    let plaintext = decrypt_owned(sealed, &[identity], &name)?;
     compare_head(&plaintext, expected)?;
     Ok(plaintext)
 }
@@ -125,6 +133,10 @@ pub fn compare_head(plaintext: &[u8], expected: &Head) -> Result<()> {
 /// # Errors
 /// As [`open`].
 pub fn decrypt(sealed: &[u8], identities: &[&age::x25519::Identity], name: &str) -> Result<Vec<u8>> {
+    decrypt_owned(sealed.to_vec(), identities, name)
+}
+
+fn decrypt_owned(sealed: Vec<u8>, identities: &[&age::x25519::Identity], name: &str) -> Result<Vec<u8>> {
     let identities: Vec<_> = identities.iter().map(|i| *i as &dyn age::Identity).collect();
     payload::open(sealed, &identities).map_err(|e| match e {
         Unopened::NoMatchingKeys => Error::new(Kind::NoIdentity, format!("no identity opens {name}"))

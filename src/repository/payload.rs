@@ -42,13 +42,13 @@ impl age::Identity for Remembering<'_> {
     }
 }
 
-/// The plaintext of an age file.
+/// The plaintext of an age file, laid where it was: buffers of a pack's size are not made in vain.
 ///
 /// # Errors
 /// None of the identities opens it, or it is not whole.
-pub fn open(sealed: &[u8], identities: &[&dyn age::Identity]) -> Result<Vec<u8>, Unopened> {
+pub fn open(mut sealed: Vec<u8>, identities: &[&dyn age::Identity]) -> Result<Vec<u8>, Unopened> {
     let damaged = |e: String| Unopened::Damaged(e);
-    let decryptor = age::Decryptor::new_buffered(sealed).map_err(|e| damaged(e.to_string()))?;
+    let decryptor = age::Decryptor::new_buffered(&sealed[..]).map_err(|e| damaged(e.to_string()))?;
     let key = RefCell::new(None);
     let remembering: Vec<_> = identities
         .iter()
@@ -66,11 +66,12 @@ pub fn open(sealed: &[u8], identities: &[&dyn age::Identity]) -> Result<Vec<u8>,
     }
     let short = || damaged("it ends in its header".into());
     let key = key.take().ok_or_else(short)?;
-    let payload = sealed
-        .get(header_length(sealed).ok_or_else(short)?..)
-        .ok_or_else(short)?;
-    let (nonce, chunks) = payload.split_at_checked(NONCE).ok_or_else(short)?;
-    open_chunks(&payload_key(&key[..], nonce).map_err(damaged)?, chunks).map_err(damaged)
+    let header = header_length(&sealed).ok_or_else(short)?;
+    let chunks = header + NONCE;
+    let nonce = sealed.get(header..chunks).ok_or_else(short)?;
+    let key = payload_key(&key[..], nonce).map_err(damaged)?;
+    open_chunks(&key, &mut sealed, chunks).map_err(damaged)?;
+    Ok(sealed)
 }
 
 /// Where the header ends: behind the line of its MAC, the first that begins with `---`. Stanzas begin with `->`, and their
@@ -96,27 +97,31 @@ fn payload_key(file_key: &[u8], nonce: &[u8]) -> Result<LessSafeKey, String> {
     Ok(LessSafeKey::new(UnboundKey::from(material)))
 }
 
-fn open_chunks(key: &LessSafeKey, mut chunks: &[u8]) -> Result<Vec<u8>, String> {
-    let mut plaintext = Vec::with_capacity(chunks.len());
-    let mut counter = 0u64;
+/// Opens the chunks from a place on, and moves their plaintext to the front.
+fn open_chunks(key: &LessSafeKey, file: &mut Vec<u8>, from: usize) -> Result<(), String> {
+    let (mut read, mut written, mut counter) = (from, 0, 0u64);
     loop {
-        let last = chunks.len() <= CHUNK + TAG;
-        let (chunk, rest) = chunks.split_at(chunks.len().min(CHUNK + TAG));
+        let length = (file.len() - read).min(CHUNK + TAG);
+        let last = read + length == file.len();
         // Only a file without content has an empty chunk.
-        if chunk.len() < TAG || (chunk.len() == TAG && counter > 0) {
+        if length < TAG || (length == TAG && counter > 0) {
             return Err("it is cut short".into());
         }
-        let at = plaintext.len();
-        plaintext.extend_from_slice(chunk);
         let opened = key
-            .open_in_place(nonce_of(counter, last), Aad::empty(), &mut plaintext[at..])
+            .open_in_place(
+                nonce_of(counter, last),
+                Aad::empty(),
+                &mut file[read..read + length],
+            )
             .map_err(|_| format!("chunk {counter} is not what was written"))?
             .len();
-        plaintext.truncate(at + opened);
+        file.copy_within(read..read + opened, written);
+        written += opened;
         if last {
-            return Ok(plaintext);
+            file.truncate(written);
+            return Ok(());
         }
-        chunks = rest;
+        read += length;
         counter += 1;
     }
 }
@@ -165,11 +170,14 @@ mod tests {
             let content: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
             let sealed = sealed(&content, &recipients);
             for identity in &identities {
-                assert_eq!(open(&sealed, &[identity]).unwrap(), content, "{length}");
+                assert_eq!(open(sealed.clone(), &[identity]).unwrap(), content, "{length}");
             }
             let other = age::x25519::Identity::generate();
-            assert!(matches!(open(&sealed, &[&other]), Err(Unopened::NoMatchingKeys)));
-            assert_eq!(open(&sealed, &[&other, &identities[1]]).unwrap(), content);
+            assert!(matches!(
+                open(sealed.clone(), &[&other]),
+                Err(Unopened::NoMatchingKeys)
+            ));
+            assert_eq!(open(sealed, &[&other, &identities[1]]).unwrap(), content);
         }
     }
 
@@ -219,7 +227,7 @@ mod tests {
         for bad in bad {
             assert!(by_the_crate(&bad, &identity).is_none_or(|c| c == content));
             assert_eq!(
-                open(&bad, &[&identity]).ok(),
+                open(bad.clone(), &[&identity]).ok(),
                 by_the_crate(&bad, &identity),
                 "{} bytes",
                 bad.len()

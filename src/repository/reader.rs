@@ -14,7 +14,6 @@ use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::kept::{Buffers, Cache};
-use super::catalog::compare_digest;
 use super::documents::{Commit, Refs, Sums};
 use super::generation::KeyRing;
 use super::manifest::{ContentDigest, Extent, Line, ManifestHead, ManifestReader, Merge, STRETCH};
@@ -246,7 +245,7 @@ impl Inner {
             .cloned()
             .ok_or_else(|| Error::damaged(format!("run {run} is not among the references")))?;
         let head = object_head(&self.repository, &self.source, run, object);
-        blocking(move || pack::open(&sealed, &identity, &head).map(Bytes::from)).await
+        blocking(move || pack::open_owned(sealed.into(), &identity, &head).map(Bytes::from)).await
     }
 
     async fn pack(&self, run: RunId, number: u32) -> Result<Bytes> {
@@ -262,11 +261,11 @@ impl Inner {
                 })?;
             let key = layout::pack(&self.source, run, number);
             let sealed = self.repository.read_present(&key).await?;
-            match self.decrypt(run, &name, sealed.clone()).await {
+            match self.decrypt(run, &name, sealed).await {
                 Ok(plaintext) => Ok(plaintext),
                 // The cipher proves every byte and the content has a digest of its own; the object's tells why.
                 Err(e) => {
-                    compare_digest(&key, &sealed, *digest)?;
+                    self.repository.read_checked(&key, *digest).await?;
                     Err(e)
                 }
             }
