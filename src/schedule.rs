@@ -6,6 +6,7 @@
 //! of every hour go by elapsed time instead: they come in both repeated hours, and nothing is made up for a skipped one.
 //! What is due, and what was missed, comes with the daemon.
 
+pub mod due;
 mod fields;
 
 use std::time::Duration;
