@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod daemon;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -4,6 +4,8 @@
 
 #[path = "faults/calls.rs"]
 mod calls;
+#[path = "daemon/clock.rs"]
+mod clock;
 #[path = "faults/full.rs"]
 mod full;
 mod harness;
@@ -11,11 +13,17 @@ mod harness;
 mod kill;
 #[path = "faults/postgres.rs"]
 mod postgres;
+#[path = "daemon/process.rs"]
+mod process;
 #[path = "faults/secrets.rs"]
 mod secrets;
 #[path = "faults/signals.rs"]
 mod signals;
 #[path = "faults/site.rs"]
 mod site;
+#[path = "daemon/slots.rs"]
+mod slots;
 #[path = "faults/store.rs"]
 mod store;
+#[path = "daemon/world.rs"]
+mod world;

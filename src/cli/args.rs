@@ -117,6 +117,11 @@ pub enum Command {
     Check,
     /// Take recovery points now
     Run(RunArgs),
+    /// Run what has a schedule, until it is told to stop
+    #[command(
+        after_help = "Example:\n  backup daemon --policy /etc/lifeboat/policy.toml\n\nSIGHUP reads the policy anew, and keeps the old one when the new one is bad. SIGTERM ends it in good order."
+    )]
+    Daemon,
     /// Show recovery points and recovery windows, or all of one run
     List(ListArgs),
     /// Restore a source, or all of them, as of an instant

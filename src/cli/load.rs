@@ -78,6 +78,7 @@ pub fn without_policy(url: &str, lookup: &Lookup) -> Result<Policy> {
                 .unwrap_or_else(|| STATE_DIR.to_owned()),
         ),
         concurrency: 1,
+        http: crate::policy::HttpPolicy::default(),
     })
 }
 

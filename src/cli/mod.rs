@@ -5,6 +5,7 @@
 mod args;
 mod ask;
 mod check;
+mod daemon;
 mod demo;
 mod errors;
 mod hold;
@@ -205,6 +206,7 @@ async fn dispatch(surroundings: &Surroundings, command: Command) -> Result<u8> {
         Command::Init(args) => init::init(surroundings, &args).await,
         Command::Check => check::check(surroundings).await,
         Command::Run(args) => run::run(surroundings, &args).await,
+        Command::Daemon => daemon::daemon(surroundings).await,
         Command::List(args) => list::list(surroundings, &args).await,
         Command::Restore(args) => restore::restore(surroundings, &args).await,
         Command::Verify(args) => verify::verify(surroundings, args).await,

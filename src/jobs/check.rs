@@ -4,10 +4,10 @@ use super::Session;
 use super::backup::open_source;
 use super::report::{CheckReport, CheckedSource};
 use super::session::Role;
+use super::timetable;
 use crate::error::{Error, Kind, Result};
 use crate::policy::{SourcePolicy, examples, secrets};
 use crate::repository::{Repository, generation, layout};
-use crate::schedule::Schedule;
 use crate::source::{Finding, Level};
 use crate::state::StateDir;
 use crate::store::Abilities;
@@ -260,16 +260,14 @@ async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> 
         ));
     }
     let mut next_runs = Vec::new();
-    match &policy.schedule {
-        None => findings.push(Finding::warning(
+    match timetable::of_source(name, policy) {
+        Ok(None) => findings.push(Finding::warning(
             "schedule",
             "there is no schedule: it runs only by hand",
             "Set schedule, or call `backup run` from a timer.",
         )),
-        Some(text) => match Schedule::parse(text, policy.timezone) {
-            Ok(schedule) => next_runs = schedule.next_slots(session.world.clock.now(), 5),
-            Err(e) => findings.fail("schedule", &e),
-        },
+        Ok(Some(timetable)) => next_runs = timetable.next_starts(session.world.clock.now(), 5),
+        Err(e) => findings.fail("schedule", &e),
     }
     let checked = CheckedSource {
         source: name.clone(),

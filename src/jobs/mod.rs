@@ -15,6 +15,7 @@ pub mod report;
 pub mod restore;
 pub mod session;
 pub mod status;
+pub mod timetable;
 pub mod verify;
 pub mod wraps;
 

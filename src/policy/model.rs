@@ -2,6 +2,7 @@
 //! references until the moment of use.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,6 +39,26 @@ pub struct Policy {
     pub state_dir: PathBuf,
     /// How many runs at once.
     pub concurrency: u32,
+    /// The daemon's HTTP.
+    pub http: HttpPolicy,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpPolicy {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// For everything but health.
+    pub token: Option<SecretRef>,
+}
+
+impl Default for HttpPolicy {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9184)),
+            token: None,
+        }
+    }
 }
 
 /// A reference to a secret.

@@ -8,8 +8,8 @@ use chrono_tz::Tz;
 use toml::de::DeTable;
 
 use super::model::{
-    DrillPolicy, EncryptionPolicy, ObjectLock, Policy, PrunePolicy, RepositoryPolicy, RetentionRules,
-    StoreCredentials, StoreUrl, VerifyPolicy,
+    DrillPolicy, EncryptionPolicy, HttpPolicy, ObjectLock, Policy, PrunePolicy, RepositoryPolicy,
+    RetentionRules, StoreCredentials, StoreUrl, VerifyPolicy,
 };
 use super::reader::{PolicyErrors, Problem, Problems, Reader};
 use super::sources::source;
@@ -74,15 +74,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         dir
     });
     let mut not_acted_on = Vec::new();
-    if let Some(http) = root.table("http", "http") {
-        not_acted_on.push("[http]".to_owned());
-        http.parsed("listen", |t| {
-            t.parse::<std::net::SocketAddr>()
-                .map_err(|_| "must be an address and a port, such as 127.0.0.1:9184")
-        });
-        http.secret("token");
-        http.finish(&[]);
-    }
+    let http = root.table("http", "http").map(|r| http(&r)).unwrap_or_default();
     let retentions: BTreeMap<String, RetentionRules> = root
         .named("retention", "retention")
         .into_iter()
@@ -108,14 +100,6 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         .map(|(name, _, r)| (name, drill(&r, timezone, &names)))
         .collect();
     not_acted_on.extend(drills.keys().map(|name| format!("[drill.{name}]")));
-    let schedules = sources
-        .values()
-        .any(|s: &super::SourcePolicy| s.schedule.is_some())
-        || prune.as_ref().is_some_and(|p| p.schedule.is_some())
-        || verify.schedule.is_some();
-    if schedules {
-        not_acted_on.push("schedule".to_owned());
-    }
     for (name, _, reader) in root.named("notify", "notify") {
         not_acted_on.push(format!("[notify.{name}]"));
         notify(&reader);
@@ -134,6 +118,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         verify,
         state_dir: state_dir(dir, lookup),
         concurrency,
+        http,
     })
 }
 
@@ -342,6 +327,19 @@ fn recipient(text: &str) -> Result<(), (String, String)> {
         // It might be anything, a passphrase too.
         None => ("is not an age recipient".to_owned(), make),
     })
+}
+
+fn http(reader: &Reader<'_, '_>) -> HttpPolicy {
+    let listen = reader.parsed("listen", |t| {
+        t.parse::<std::net::SocketAddr>()
+            .map_err(|_| "must be an address and a port, such as 127.0.0.1:9184")
+    });
+    let token = reader.secret("token");
+    reader.finish(&[]);
+    HttpPolicy {
+        listen: listen.unwrap_or(HttpPolicy::default().listen),
+        token,
+    }
 }
 
 fn prune(reader: &Reader<'_, '_>) -> PrunePolicy {

@@ -8,9 +8,12 @@
 //! <state>/<repository>/<source>/<run>.index          block indexes
 //! <state>/runs/<place>/<source>/                     how the last run ended, see [`last`]
 //! <state>/scratch/<run>/                             spool files of a run
+//! <state>/daemon.db                                  slots and runs of the daemon, see [`ledger`]
+//! <state>/daemon.lock                                held by the daemon
 //! ```
 
 pub mod last;
+pub mod ledger;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -110,6 +113,23 @@ impl StateDir {
                 format!("source {source} is being run already"),
             )
             .hint("Wait for that run; `backup status` shows it when it is done.")),
+            Err(fs::TryLockError::Error(e)) => Err(failed(format!("can not lock {}", path.display()), e)),
+        }
+    }
+    /// Locks the state directory for a daemon.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] when another one has it.
+    pub fn lock_daemon(&self) -> Result<Lock> {
+        let path = self.root.join("daemon.lock");
+        let file = open_lock(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::new(
+                Kind::Busy,
+                format!("another daemon uses the state directory {}", self.root.display()),
+            )
+            .hint("One daemon is enough; for another policy set state.dir to a directory of its own.")),
             Err(fs::TryLockError::Error(e)) => Err(failed(format!("can not lock {}", path.display()), e)),
         }
     }

@@ -396,5 +396,6 @@ pub fn policy(directory: &Path, source: &SourceName, recipient: String) -> Polic
         verify: VerifyPolicy::default(),
         state_dir: directory.join("state"),
         concurrency: 2,
+        http: lifeboat::policy::HttpPolicy::default(),
     }
 }

@@ -1,0 +1,99 @@
+//! `backup daemon`
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_cron_scheduler::{Job, JobScheduler};
+
+use super::Surroundings;
+use super::load;
+use crate::daemon::{self, Given, Shown, http};
+use crate::error::{Context as _, Error, Result};
+use crate::progress::Silent;
+
+/// How often the daemon is woken.
+const WAKE: Duration = Duration::from_secs(1);
+
+/// Runs until it is told to stop.
+pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
+    let mut session = surroundings.session()?;
+    if crate::daemon::task::Task::of_policy(&session.policy)?.is_empty() {
+        return Err(Error::usage("nothing in the policy has a schedule")
+            .hint("Give a source a schedule, such as \"0 2 * * *\"; or use `backup run` from a timer."));
+    }
+    // Everything that is missing is told before anything begins.
+    let used = |key: &str| !key.starts_with("notify.") && !key.starts_with("encryption.");
+    session.require(used)?;
+    session.progress = Arc::new(Silent);
+    let token = match &session.policy.http.token {
+        Some(reference) => Some(session.secret(reference)?),
+        None => None,
+    };
+    let shown = Arc::new(Mutex::new(Shown::default()));
+    let server = http::serve(
+        session.policy.http.listen,
+        token,
+        shown.clone(),
+        session.world.clone(),
+        session.cancel.clone(),
+    )
+    .await?;
+    let reload = Arc::new(Notify::new());
+    let mut hangup = signal(SignalKind::hangup()).doing(|| "signals can not be listened to")?;
+    let asked = reload.clone();
+    let hangups = tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            asked.notify_one();
+        }
+    });
+    let (wake, _waker) = waker().await?;
+    let (path, lookup) = (surroundings.global.policy.clone(), surroundings.lookup.clone());
+    let ready = AtomicBool::new(false);
+    let given = Given {
+        session,
+        load: Arc::new(move || load::policy(path.as_deref(), &lookup)),
+        reload,
+        wake,
+        tell: Arc::new(move |now: &Shown| {
+            notify(now, &ready);
+            *shown.lock().unwrap_or_else(PoisonError::into_inner) = now.clone();
+        }),
+    };
+    let done = daemon::run(given).await;
+    hangups.abort();
+    server.end().await;
+    done.map(|()| 0)
+}
+
+/// Rings every second, for as long as the scheduler lives.
+async fn waker() -> Result<(Arc<Notify>, JobScheduler)> {
+    let failed = |e| Error::failed("the wake-up can not be started").because(e);
+    let wake = Arc::new(Notify::new());
+    let rung = wake.clone();
+    let scheduler = JobScheduler::new().await.map_err(failed)?;
+    let job = Job::new_repeated_async(WAKE, move |_, _| {
+        let rung = rung.clone();
+        Box::pin(async move { rung.notify_one() })
+    });
+    scheduler.add(job.map_err(failed)?).await.map_err(failed)?;
+    scheduler.start().await.map_err(failed)?;
+    Ok((wake, scheduler))
+}
+
+/// Tells systemd, if it asked. The watchdog is fed by the loop itself, so one that hangs is noticed.
+fn notify(shown: &Shown, ready: &AtomicBool) {
+    let sentence = shown.sentence();
+    let mut states = vec![NotifyState::Watchdog, NotifyState::Status(&sentence)];
+    if shown.stopping {
+        states.push(NotifyState::Stopping);
+    } else if !ready.swap(true, Ordering::Relaxed) {
+        states.push(NotifyState::Ready);
+    }
+    if let Err(e) = sd_notify::notify(&states) {
+        tracing::debug!(error = %e, "systemd could not be told");
+    }
+}

@@ -1,0 +1,294 @@
+//! What the daemon does on a schedule, and how one slot of it is carried out.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
+
+use crate::error::{Error, Kind, Result};
+use crate::jobs::report::RunResult;
+use crate::jobs::session::Role;
+use crate::jobs::{self, Session};
+use crate::policy::Policy;
+use crate::repository::layout;
+use crate::schedule::Schedule;
+use crate::schedule::due::{Rules, Timetable};
+use crate::state::ledger::{Outcome, SlotRecord};
+use crate::types::{RunId, SourceName};
+
+/// Waits between the tries of one slot; after the last the slot has failed.
+const BACKOFF: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(120)];
+/// How far a run's id may lie before the time that its beginning was written down with.
+const CLOCKS_APART: TimeDelta = TimeDelta::hours(1);
+
+/// Something on a schedule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// A recovery point of a source.
+    Run(SourceName),
+    /// Retention.
+    Prune,
+    /// Verification.
+    Verify,
+}
+
+impl Task {
+    /// Its key in the ledger; stable.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Run(source) => format!("run {source}"),
+            Self::Prune => "prune".to_owned(),
+            Self::Verify => "verify".to_owned(),
+        }
+    }
+
+    /// Everything in a policy that has a schedule.
+    ///
+    /// # Errors
+    /// A schedule that can not be read; the policy was validated, so there is none.
+    pub fn of_policy(policy: &Policy) -> Result<Vec<(Self, Timetable)>> {
+        let mut tasks = Vec::new();
+        for (name, source) in &policy.sources {
+            if let Some(timetable) = jobs::timetable::of_source(name, source)? {
+                tasks.push((Self::Run(name.clone()), timetable));
+            }
+        }
+        let own = [
+            (
+                Self::Prune,
+                policy.prune.as_ref().and_then(|p| p.schedule.as_ref()),
+            ),
+            (Self::Verify, policy.verify.schedule.as_ref()),
+        ];
+        for (task, text) in own {
+            if let Some(text) = text {
+                let rules = Rules {
+                    jitter: Duration::ZERO,
+                    catch_up: true,
+                    max_age: Duration::from_secs(24 * 3600),
+                    blackout: Vec::new(),
+                };
+                let timetable = timetable(&task, text, policy.timezone, rules)?;
+                tasks.push((task, timetable));
+            }
+        }
+        Ok(tasks)
+    }
+}
+
+fn timetable(task: &Task, text: &str, zone: Tz, rules: Rules) -> Result<Timetable> {
+    Ok(Timetable::new(&task.key(), Schedule::parse(text, zone)?, rules))
+}
+
+/// How a slot ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// Its point.
+    pub run: Option<RunId>,
+    /// Why it was not done.
+    pub error: Option<String>,
+}
+
+impl Ended {
+    /// It failed.
+    pub fn failed(error: impl Into<String>) -> Self {
+        Self {
+            outcome: Outcome::Failed,
+            run: None,
+            error: Some(error.into()),
+        }
+    }
+    fn of(e: &Error) -> Self {
+        Self {
+            outcome: if e.kind() == Kind::Interrupted {
+                Outcome::Interrupted
+            } else {
+                Outcome::Failed
+            },
+            run: None,
+            error: Some(e.chain()),
+        }
+    }
+    fn done(run: Option<RunId>) -> Self {
+        Self {
+            outcome: Outcome::Done,
+            run,
+            error: None,
+        }
+    }
+}
+
+/// Carries out one slot.
+pub async fn carry_out(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {
+    match task {
+        Task::Run(source) => run_slot(session, source, slot).await,
+        Task::Prune => match jobs::prune::prune(session, false).await {
+            Ok(report) => {
+                for warning in &report.warnings {
+                    tracing::warn!("{warning}");
+                }
+                tracing::info!(
+                    expired = report.expire.len(),
+                    swept = report.sweep.len(),
+                    "pruned"
+                );
+                Ended::done(None)
+            }
+            Err(e) => Ended::of(&e),
+        },
+        Task::Verify => {
+            let sample = session.policy.verify.sample_percent;
+            match jobs::verify::verify(session, None, sample, false).await {
+                Ok(report) if report.damaged.is_empty() && report.missing.is_empty() => {
+                    tracing::info!(objects = report.objects, bytes = report.bytes, "verified");
+                    Ended::done(None)
+                }
+                Ok(report) => Ended::failed(format!(
+                    "{} objects are damaged and {} missing: `backup verify` names them",
+                    report.damaged.len(),
+                    report.missing.len()
+                )),
+                Err(e) => Ended::of(&e),
+            }
+        }
+    }
+}
+
+async fn run_slot(session: &Session, source: &SourceName, slot: DateTime<Utc>) -> Ended {
+    let began = session.world.clock.now();
+    let mut waits = BACKOFF.iter();
+    loop {
+        let report = jobs::backup::run_one(session, source, Some(slot)).await;
+        for warning in &report.warnings {
+            tracing::warn!(source = %source, slot = %slot, "{warning}");
+        }
+        let error = report.error.as_ref().map(|e| e.message.clone());
+        match report.result {
+            RunResult::Done => return Ended::done(report.run),
+            RunResult::Interrupted => {
+                return Ended {
+                    outcome: Outcome::Interrupted,
+                    run: None,
+                    error,
+                };
+            }
+            RunResult::Failed | RunResult::Skipped => {}
+        }
+        // What only somebody can mend is not tried again.
+        let hopeless = [Kind::Usage, Kind::NoRepository, Kind::NoIdentity].map(Kind::exit_code);
+        let wait = waits.next().filter(|_| !hopeless.contains(&report.exit_code));
+        let Some(wait) = wait else {
+            return Ended::failed(error.unwrap_or_else(|| "it failed".to_owned()));
+        };
+        tracing::warn!(source = %source, slot = %slot, error, wait_seconds = wait.as_secs(), "a try failed; there is another one");
+        tokio::select! {
+            biased;
+            () = session.cancel.cancelled() => {
+                return Ended { outcome: Outcome::Interrupted, run: None, error };
+            }
+            () = session.world.clock.sleep(*wait) => {}
+        }
+        // A try that was told to have failed may have been committed all the same.
+        match committed(session, source, slot, began).await {
+            Ok(None) => {}
+            Ok(Some(run)) => return Ended::done(Some(run)),
+            Err(e) => {
+                tracing::warn!(source = %source, slot = %slot, error = %e.chain(), "whether the last try was committed is not known")
+            }
+        }
+    }
+}
+
+/// The point that answers for a slot, among those made since an instant.
+async fn committed(
+    session: &Session,
+    source: &SourceName,
+    slot: DateTime<Utc>,
+    since: DateTime<Utc>,
+) -> Result<Option<RunId>> {
+    let repository = session.open(Role::Writer).await?;
+    let runs = repository.runs_below(&layout::points_prefix(source)).await?;
+    let since = u64::try_from((since - CLOCKS_APART).timestamp_millis()).unwrap_or(0);
+    for run in runs
+        .into_keys()
+        .rev()
+        .filter(|run| run.ulid().timestamp_ms() >= since)
+    {
+        if let Some(commit) = repository.commit(source, run).await?
+            && commit.slot == Some(slot)
+            && !commit.partial
+        {
+            return Ok(Some(run));
+        }
+    }
+    Ok(None)
+}
+
+/// What a start finds out of a task before its slots are looked at.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Slots up to here are settled.
+    pub settled: DateTime<Utc>,
+    /// How those ended that were under way when the daemon died.
+    pub ended: Vec<(DateTime<Utc>, Ended)>,
+}
+
+/// Asks the repository what the ledger does not know: how cut-off runs ended, and, where the ledger was lost, up to where
+/// slots are settled.
+///
+/// # Errors
+/// The repository; it is asked again later.
+pub async fn resolve(
+    session: &Session,
+    task: &Task,
+    settled: Option<DateTime<Utc>>,
+    left: Vec<SlotRecord>,
+) -> Result<Resolved> {
+    let now = session.world.clock.now();
+    let mut ended = Vec::new();
+    let mut open_from: Option<DateTime<Utc>> = None;
+    for record in left {
+        let run = match task {
+            Task::Run(source) => committed(session, source, record.slot, record.began).await?,
+            _ => None,
+        };
+        if run.is_none() {
+            open_from = open_from.map_or(Some(record.slot), |from| Some(from.min(record.slot)));
+        }
+        let how = match run {
+            Some(_) => Ended::done(run),
+            None => Ended {
+                outcome: Outcome::Interrupted,
+                run: None,
+                error: Some("the daemon was killed while it ran".to_owned()),
+            },
+        };
+        ended.push((record.slot, how));
+    }
+    let settled = match (settled, task) {
+        (Some(settled), _) => settled,
+        (None, Task::Run(source)) => newest(session, source).await?.unwrap_or(now),
+        (None, _) => now,
+    };
+    // The slot itself is open again: whether it is run or a later one makes it good, the timetable says.
+    let settled = open_from.map_or(settled, |slot| settled.min(slot - TimeDelta::milliseconds(1)));
+    Ok(Resolved { settled, ended })
+}
+
+/// The slot of the newest point, or when it was finished.
+async fn newest(session: &Session, source: &SourceName) -> Result<Option<DateTime<Utc>>> {
+    let repository = session.open(Role::Writer).await?;
+    let runs = repository.runs_below(&layout::points_prefix(source)).await?;
+    for run in runs.into_keys().rev() {
+        match repository.commit(source, run).await {
+            Ok(Some(commit)) if !commit.partial => return Ok(Some(commit.slot.unwrap_or(commit.finished))),
+            Ok(_) => {}
+            // What can not be read settles nothing.
+            Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Newer) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,508 @@
+//! What the daemon remembers of slots and runs: SQLite in the state directory. Lost, it is rebuilt from the repository, and
+//! costs nothing but a run too many.
+//!
+//! A slot is written down before its run begins. One that is still under way when a daemon starts was cut off by a crash:
+//! whether its run was committed, only the repository knows.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
+
+use super::make_dir;
+use crate::error::{Context as _, Error, Result};
+use crate::schedule::due::Passed;
+use crate::types::RunId;
+
+/// The database, in the state directory.
+const FILE: &str = "daemon.db";
+/// How long another process that reads it may keep us waiting.
+const BUSY: Duration = Duration::from_secs(10);
+/// What is older is forgotten: more than the status page shows.
+const KEPT_DAYS: i64 = 400;
+/// Each brings the database from the version before to the next; never changed, only added to.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE job (
+        name TEXT PRIMARY KEY, settled INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+        interrupted INTEGER NOT NULL DEFAULT 0, passed INTEGER NOT NULL DEFAULT 0, last_begun INTEGER, last_done INTEGER
+    ) STRICT;
+    CREATE TABLE slot (
+        job TEXT NOT NULL, slot INTEGER NOT NULL, outcome TEXT NOT NULL, tries INTEGER NOT NULL,
+        began INTEGER NOT NULL, ended INTEGER, run TEXT, error TEXT,
+        PRIMARY KEY (job, slot)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX slot_by_outcome ON slot (outcome, job);
+    CREATE TABLE passed (
+        job TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, count INTEGER NOT NULL,
+        more INTEGER NOT NULL, why TEXT NOT NULL, noted INTEGER NOT NULL,
+        PRIMARY KEY (job, first)
+    ) STRICT, WITHOUT ROWID;
+"];
+
+/// How a slot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its run is under way, or was when the daemon died.
+    Running,
+    /// With a point.
+    Done,
+    /// Every try failed.
+    Failed,
+    /// Cut off: by a signal, or by the death of the daemon.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Its stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
+        }
+    }
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Running, Self::Done, Self::Failed, Self::Interrupted]
+            .into_iter()
+            .find(|o| o.name() == name)
+    }
+}
+
+/// A slot that a run answered for, or tried to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotRecord {
+    /// The job, by its key.
+    pub job: String,
+    /// The slot.
+    pub slot: DateTime<Utc>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How often it was begun.
+    pub tries: u32,
+    /// When it was begun last.
+    pub began: DateTime<Utc>,
+    /// When it ended.
+    pub ended: Option<DateTime<Utc>>,
+    /// Its point.
+    pub run: Option<RunId>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What is counted of a job, over all restarts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Slots with a point.
+    pub done: u32,
+    /// Slots whose every try failed.
+    pub failed: u32,
+    /// Slots that were cut off.
+    pub interrupted: u32,
+    /// Slots that no run answered for.
+    pub passed: u32,
+    /// When a run began last.
+    pub last_begun: Option<DateTime<Utc>>,
+    /// When one was done last.
+    pub last_done: Option<DateTime<Utc>>,
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Ledger {
+    db: Connection,
+    path: PathBuf,
+}
+
+impl Ledger {
+    /// Opens it. One that can not be used is put aside, and a new one begun: `true` then, for who tells of it.
+    ///
+    /// # Errors
+    /// The state directory can not be written, or the database is of a newer Lifeboat.
+    pub fn open(state: &Path) -> Result<(Self, bool)> {
+        make_dir(state)?;
+        let path = state.join(FILE);
+        match Self::attach(&path) {
+            Ok(ledger) => Ok((ledger, false)),
+            Err(e) if e.is::<Newer>() => Err(Error::failed(format!(
+                "{} was written by a newer Lifeboat",
+                path.display()
+            ))
+            .hint("Use that one, or remove the file: it is rebuilt from the repository.")),
+            Err(first) if is_damage(&*first) => {
+                let aside = path.with_extension("db.damaged");
+                for suffix in ["", "-wal", "-shm"] {
+                    let from = PathBuf::from(format!("{}{suffix}", path.display()));
+                    match std::fs::rename(&from, format!("{}{suffix}", aside.display())) {
+                        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                            return Err(e).doing(|| format!("can not put {} aside", from.display()));
+                        }
+                        _ => {}
+                    }
+                }
+                tracing::warn!(path = %path.display(), error = %first, "the daemon's memory is damaged; it is put aside and rebuilt");
+                let ledger = Self::attach(&path).map_err(|e| cannot(&path, e))?;
+                Ok((ledger, true))
+            }
+            Err(e) => Err(cannot(&path, e)),
+        }
+    }
+
+    fn attach(path: &Path) -> std::result::Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        // 0600, before SQLite makes it with another mode.
+        drop(super::open_lock(path)?);
+        let mut db = Connection::open(path)?;
+        db.busy_timeout(BUSY)?;
+        db.pragma_update(None, "journal_mode", "wal")?;
+        // A slot that was written down must not be forgotten by a power cut.
+        db.pragma_update(None, "synchronous", "full")?;
+        let version: u32 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+        if version as usize > MIGRATIONS.len() {
+            return Err(Box::new(Newer));
+        }
+        for (sql, number) in MIGRATIONS.iter().zip(1u32..).skip(version as usize) {
+            let change = db.transaction()?;
+            change.execute_batch(sql)?;
+            change.pragma_update(None, "user_version", number)?;
+            change.commit()?;
+        }
+        Ok(Self {
+            db,
+            path: path.to_owned(),
+        })
+    }
+
+    fn failed(&self, e: rusqlite::Error) -> Error {
+        cannot(&self.path, e)
+    }
+
+    /// Up to where the slots of a job are settled; none: it is not known.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn settled(&self, job: &str) -> Result<Option<DateTime<Utc>>> {
+        let sql = "SELECT settled FROM job WHERE name = ?1";
+        let found: Option<i64> = self
+            .db
+            .query_row(sql, [job], |r| r.get(0))
+            .optional()
+            .map_err(|e| self.failed(e))?;
+        Ok(found.and_then(DateTime::from_timestamp_millis))
+    }
+
+    /// Settles slots: those that are passed over, and the one that is run now, which is written down as under way.
+    ///
+    /// # Errors
+    /// The database; nothing is changed then.
+    pub fn settle(
+        &mut self,
+        job: &str,
+        settled: DateTime<Utc>,
+        passed: &[Passed],
+        due: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        let path = self.path.clone();
+        let change = self.db.transaction().map_err(|e| cannot(&path, e))?;
+        let work = |change: &Transaction<'_>| -> rusqlite::Result<()> {
+            change.execute(
+                "INSERT INTO job (name, settled) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET settled = ?2",
+                params![job, settled.timestamp_millis()],
+            )?;
+            for span in passed {
+                change.execute(
+                    "INSERT OR REPLACE INTO passed VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    params![
+                        job,
+                        span.first.timestamp_millis(),
+                        span.last.timestamp_millis(),
+                        span.count,
+                        span.more,
+                        span.why.text(),
+                        now.timestamp_millis()
+                    ],
+                )?;
+            }
+            let count: u32 = passed.iter().map(|span| span.count).sum();
+            change.execute(
+                "UPDATE job SET passed = passed + ?2 WHERE name = ?1",
+                params![job, count],
+            )?;
+            if let Some(slot) = due {
+                change.execute(
+                    "UPDATE job SET last_begun = ?2 WHERE name = ?1",
+                    params![job, now.timestamp_millis()],
+                )?;
+                change.execute(
+                    "INSERT INTO slot VALUES (?1, ?2, 'running', 1, ?3, NULL, NULL, NULL)
+                     ON CONFLICT (job, slot) DO UPDATE SET outcome = 'running', tries = tries + 1, began = ?3, ended = NULL,
+                     run = NULL, error = NULL",
+                    params![job, slot.timestamp_millis(), now.timestamp_millis()],
+                )?;
+            }
+            let old = (now - chrono::TimeDelta::days(KEPT_DAYS)).timestamp_millis();
+            change.execute(
+                "DELETE FROM slot WHERE job = ?1 AND slot < ?2 AND outcome <> 'running'",
+                params![job, old],
+            )?;
+            change.execute(
+                "DELETE FROM passed WHERE job = ?1 AND last < ?2",
+                params![job, old],
+            )?;
+            Ok(())
+        };
+        work(&change)
+            .and_then(|()| change.commit())
+            .map_err(|e| cannot(&path, e))
+    }
+
+    /// The run of a slot ended.
+    ///
+    /// # Errors
+    /// The database; nothing is changed then.
+    pub fn end(
+        &mut self,
+        job: &str,
+        slot: DateTime<Utc>,
+        outcome: Outcome,
+        run: Option<RunId>,
+        error: Option<&str>,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        let path = self.path.clone();
+        let change = self.db.transaction().map_err(|e| cannot(&path, e))?;
+        let count = match outcome {
+            Outcome::Running => return Ok(()),
+            Outcome::Done => "UPDATE job SET done = done + 1, last_done = ?2 WHERE name = ?1",
+            Outcome::Failed => "UPDATE job SET failed = failed + 1 WHERE name = ?1 AND ?2 > 0",
+            Outcome::Interrupted => "UPDATE job SET interrupted = interrupted + 1 WHERE name = ?1 AND ?2 > 0",
+        };
+        let sql =
+            "UPDATE slot SET outcome = ?3, ended = ?4, run = ?5, error = ?6 WHERE job = ?1 AND slot = ?2";
+        let now = now.timestamp_millis();
+        let run = run.map(|r| r.to_string());
+        let values = params![job, slot.timestamp_millis(), outcome.name(), now, run, error];
+        change
+            .execute(sql, values)
+            .and_then(|_| change.execute(count, params![job, now]))
+            .map_err(|e| cannot(&path, e))?;
+        change.commit().map_err(|e| cannot(&path, e))
+    }
+
+    /// Slots from here on are open again: one that a crash cut off is run once more.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn reopen(&self, job: &str, settled: DateTime<Utc>) -> Result<()> {
+        self.db
+            .execute(
+                "UPDATE job SET settled = min(settled, ?2) WHERE name = ?1",
+                params![job, settled.timestamp_millis()],
+            )
+            .map(drop)
+            .map_err(|e| self.failed(e))
+    }
+
+    /// What is counted of a job, over all restarts.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn totals(&self, job: &str) -> Result<Totals> {
+        let sql = "SELECT done, failed, interrupted, passed, last_begun, last_done FROM job WHERE name = ?1";
+        let instant = |ms: Option<i64>| ms.and_then(DateTime::from_timestamp_millis);
+        let found = self.db.query_row(sql, [job], |r| {
+            Ok(Totals {
+                done: r.get(0)?,
+                failed: r.get(1)?,
+                interrupted: r.get(2)?,
+                passed: r.get(3)?,
+                last_begun: instant(r.get(4)?),
+                last_done: instant(r.get(5)?),
+            })
+        });
+        Ok(found.optional().map_err(|e| self.failed(e))?.unwrap_or_default())
+    }
+
+    /// Slots whose runs are under way: at the start of a daemon, those that a crash cut off.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn under_way(&self) -> Result<Vec<SlotRecord>> {
+        self.records(
+            "SELECT * FROM slot WHERE outcome = 'running' ORDER BY job, slot",
+            [],
+        )
+    }
+
+    /// The slots of a job since an instant, oldest first.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn since(&self, job: &str, from: DateTime<Utc>) -> Result<Vec<SlotRecord>> {
+        self.records(
+            "SELECT * FROM slot WHERE job = ?1 AND slot >= ?2 ORDER BY slot",
+            params![job, from.timestamp_millis()],
+        )
+    }
+
+    /// How many slots of a job were passed over since an instant, made good or not, by reason.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn passed_since(&self, job: &str, from: DateTime<Utc>) -> Result<Vec<(String, u64)>> {
+        let sql =
+            "SELECT why, sum(count) FROM passed WHERE job = ?1 AND last >= ?2 GROUP BY why ORDER BY why";
+        let read = || {
+            let mut statement = self.db.prepare(sql)?;
+            let rows = statement.query_map(params![job, from.timestamp_millis()], |r| {
+                Ok((r.get(0)?, u64::try_from(r.get::<_, i64>(1)?).unwrap_or(0)))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(|e| self.failed(e))
+    }
+
+    fn records(&self, sql: &str, values: impl rusqlite::Params) -> Result<Vec<SlotRecord>> {
+        let read = || {
+            let mut statement = self.db.prepare(sql)?;
+            let rows = statement.query_map(values, record)?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(|e| self.failed(e))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("its version is newer")]
+struct Newer;
+
+fn cannot(path: &Path, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::failed(format!(
+        "the daemon's memory at {} can not be used",
+        path.display()
+    ))
+    .hint("Is there room, and may this user write there?")
+    .because(e)
+}
+
+/// What a new file mends.
+fn is_damage(e: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    e.downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code)
+        .is_some_and(|code| matches!(code, DatabaseCorrupt | NotADatabase))
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<SlotRecord> {
+    let bad = |column: usize, what: &'static str| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, what.into())
+    };
+    let instant =
+        |column: usize, ms: i64| DateTime::from_timestamp_millis(ms).ok_or_else(|| bad(column, "no instant"));
+    let outcome: String = row.get("outcome")?;
+    let run: Option<String> = row.get("run")?;
+    let ended: Option<i64> = row.get("ended")?;
+    Ok(SlotRecord {
+        job: row.get("job")?,
+        slot: instant(1, row.get("slot")?)?,
+        outcome: Outcome::parse(&outcome).ok_or_else(|| bad(2, "no outcome"))?,
+        tries: row.get("tries")?,
+        began: instant(4, row.get("began")?)?,
+        ended: ended.map(|ms| instant(5, ms)).transpose()?,
+        run: run.map(|r| r.parse().map_err(|_| bad(6, "no run"))).transpose()?,
+        error: row.get("error")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::schedule::due::Why;
+
+    fn at(minute: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + minute * 60, 0).unwrap()
+    }
+
+    #[test]
+    fn a_slot_is_there_before_its_run_and_after_a_restart() {
+        let state = tempfile::tempdir().unwrap();
+        let (mut ledger, rebuilt) = Ledger::open(state.path()).unwrap();
+        assert!(!rebuilt);
+        assert_eq!(ledger.settled("run app").unwrap(), None);
+        let passed = Passed {
+            first: at(0),
+            last: at(3),
+            count: 4,
+            more: false,
+            why: Why::MadeGood,
+        };
+        ledger
+            .settle("run app", at(4), &[passed], Some(at(4)), at(5))
+            .unwrap();
+        drop(ledger);
+        let (mut ledger, _) = Ledger::open(state.path()).unwrap();
+        assert_eq!(ledger.settled("run app").unwrap(), Some(at(4)));
+        assert_eq!(
+            ledger.passed_since("run app", at(0)).unwrap(),
+            [(Why::MadeGood.text().to_owned(), 4)]
+        );
+        let left = ledger.under_way().unwrap();
+        assert_eq!(
+            (left.len(), left[0].slot, left[0].outcome),
+            (1, at(4), Outcome::Running)
+        );
+        // Begun again, it is the same slot.
+        ledger.settle("run app", at(4), &[], Some(at(4)), at(6)).unwrap();
+        ledger
+            .end("run app", at(4), Outcome::Failed, None, Some("no room"), at(7))
+            .unwrap();
+        assert!(ledger.under_way().unwrap().is_empty());
+        let all = ledger.since("run app", at(0)).unwrap();
+        let totals = ledger.totals("run app").unwrap();
+        assert_eq!((totals.passed, totals.failed, totals.done), (4, 1, 0));
+        assert_eq!((totals.last_begun, totals.last_done), (Some(at(6)), None));
+        assert_eq!(
+            (all.len(), all[0].tries, all[0].error.as_deref()),
+            (1, 2, Some("no room"))
+        );
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(state.path().join(FILE)).unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600);
+        // A year and more later nothing of it is left.
+        ledger
+            .settle(
+                "run app",
+                at(9),
+                &[],
+                None,
+                at(9) + TimeDelta::days(KEPT_DAYS + 1),
+            )
+            .unwrap();
+        assert!(ledger.since("run app", at(0)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_one_is_put_aside_and_a_newer_one_left_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join(FILE);
+        std::fs::write(&path, [7u8; 5000]).unwrap();
+        let (ledger, rebuilt) = Ledger::open(state.path()).unwrap();
+        assert!(rebuilt);
+        assert!(state.path().join("daemon.db.damaged").exists());
+        ledger.db.pragma_update(None, "user_version", 99).unwrap();
+        drop(ledger);
+        let error = Ledger::open(state.path()).unwrap_err();
+        assert!(error.message().contains("newer"), "{error:?}");
+        assert_eq!(
+            Connection::open(&path)
+                .unwrap()
+                .query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0))
+                .unwrap(),
+            99
+        );
+    }
+}

@@ -1,0 +1,214 @@
+//! The real process: signals, systemd, HTTP, another daemon.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::process::Child;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use lifeboat::clock::{Clock as _, SystemClock};
+use lifeboat::state::ledger::{Ledger, Outcome};
+
+use crate::harness::{self, write_file};
+use crate::site::{Site, end};
+
+/// A site whose source was last settled two hours ago and runs every hour, so that a daemon has something to do at once.
+fn site(seed: u64) -> (Site, u16) {
+    let port = harness::free_port();
+    let mut site = Site::new(seed);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let policy = policy.replace(
+        "retention = \"short\"\n",
+        "retention = \"short\"\nschedule = \"0 * * * *\"\nmax_age = \"2d\"\n",
+    );
+    let http = format!("\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n");
+    write_file(site.dir.path(), "policy.toml", policy + &http);
+    site.environment.push(("T_TOKEN".into(), "open sesame".into()));
+    (site, port)
+}
+
+fn due(site: &Site) {
+    let (mut ledger, _) = Ledger::open(&site.path("state")).unwrap();
+    let now = SystemClock.now();
+    ledger
+        .settle("run app", now - TimeDelta::hours(2), &[], None, now)
+        .unwrap();
+}
+
+fn get(port: u16, path: &str, token: Option<&str>) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n"
+    )
+    .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[track_caller]
+fn until(port: u16, path: &str, words: &str) -> String {
+    let mut last = None;
+    let found = harness::poll(Duration::from_secs(60), || {
+        last = get(port, path, Some("open sesame"));
+        last.clone().filter(|answer| answer.contains(words))
+    });
+    found.unwrap_or_else(|| panic!("{path} never says {words:?}: {last:?}"))
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn a_missed_slot_is_made_good_at_the_start_and_everything_tells_of_it() {
+    let (site, port) = site(211);
+    due(&site);
+    let daemon = site.start(&["daemon"]);
+    until(
+        port,
+        "/metrics",
+        "lifeboat_runs_total{task=\"run app\",result=\"done\"} 1",
+    );
+    assert!(until(port, "/healthz", "alive").starts_with("HTTP/1.1 200"));
+    assert!(until(port, "/readyz", "next: run app").starts_with("HTTP/1.1 200"));
+    let metrics = get(port, "/metrics", Some("open sesame")).unwrap();
+    for name in ["last_success", "last_attempt", "next_run"] {
+        let line = format!("lifeboat_{name}_timestamp_seconds{{task=\"run app\"}} 1");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    // Health needs no token, metrics do.
+    assert!(get(port, "/healthz", None).unwrap().starts_with("HTTP/1.1 200"));
+    for wrong in [None, Some("open"), Some("")] {
+        let answer = get(port, "/metrics", wrong).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 401") && !answer.contains("lifeboat_"),
+            "{answer}"
+        );
+    }
+    // One is enough for a state directory.
+    let second = harness::run(&mut site.backup(&["daemon"]));
+    assert_ne!(second.code, 0);
+    let other = format!("127.0.0.1:{}", harness::free_port());
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    write_file(
+        site.dir.path(),
+        "other.toml",
+        policy.replace(&format!("127.0.0.1:{port}"), &other),
+    );
+    let second = harness::run(&mut site.backup(&["--policy", "other.toml", "daemon"]));
+    assert_eq!(second.code, 11, "{second}");
+    assert!(second.stderr.contains("another daemon"), "{second}");
+    signal(&daemon, rustix::process::Signal::TERM);
+    let said = end(daemon);
+    assert_eq!(said.code, 0, "{said}");
+    assert_eq!(site.points().len(), 1);
+    for text in [&said.stdout, &said.stderr] {
+        assert!(!text.contains("open sesame"), "{text}");
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_slot_that_the_next_one_answers_for_once() {
+    let (site, port) = site(212);
+    due(&site);
+    for delay_ms in [0u64, 15, 30, 60] {
+        let mut daemon = site.start(&["daemon"]);
+        harness::poll(Duration::from_secs(20), || get(port, "/healthz", None)).unwrap();
+        harness::poll(Duration::from_millis(delay_ms), || None::<()>);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+    let daemon = site.start(&["daemon"]);
+    until(port, "/readyz", "next: run app");
+    until(port, "/metrics", "lifeboat_running{task=\"run app\"} 0");
+    until(port, "/metrics", "lifeboat_waiting{task=\"run app\"} 0");
+    signal(&daemon, rustix::process::Signal::TERM);
+    assert_eq!(end(daemon).code, 0);
+    let (ledger, _) = Ledger::open(&site.path("state")).unwrap();
+    assert!(ledger.under_way().unwrap().is_empty());
+    let done = ledger
+        .since("run app", SystemClock.now() - TimeDelta::days(1))
+        .unwrap();
+    let done: Vec<_> = done.iter().filter(|r| r.outcome == Outcome::Done).collect();
+    assert_eq!(done.len(), site.points().len());
+    assert!(
+        (1..=2).contains(&done.len()),
+        "the hour may have struck meanwhile: {done:?}"
+    );
+}
+
+#[test]
+fn systemd_is_told_when_it_asks() {
+    let (mut site, port) = site(213);
+    let socket = site.path("notify");
+    let listener = UnixDatagram::bind(&socket).unwrap();
+    listener.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    site.environment
+        .push(("NOTIFY_SOCKET".into(), socket.display().to_string()));
+    let daemon = site.start(&["daemon"]);
+    let heard = |words: &str| {
+        let mut buffer = [0; 4096];
+        let mut all = String::new();
+        for _ in 0..200 {
+            let length = listener.recv(&mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains(words) {
+                return text;
+            }
+            all += &text;
+        }
+        panic!("{words:?} was not heard: {all}");
+    };
+    assert!(heard("READY=1").contains("STATUS="));
+    assert!(heard("WATCHDOG=1").contains("next: run app"));
+    // A bad policy is told, and the old one goes on.
+    let good = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    write_file(
+        site.dir.path(),
+        "policy.toml",
+        good.replace("0 * * * *", "nonsense"),
+    );
+    signal(&daemon, rustix::process::Signal::HUP);
+    heard("the policy on disk is bad");
+    until(port, "/metrics", "lifeboat_config_reload_success 0");
+    write_file(site.dir.path(), "policy.toml", &good);
+    signal(&daemon, rustix::process::Signal::HUP);
+    until(port, "/metrics", "lifeboat_config_reload_success 1");
+    signal(&daemon, rustix::process::Signal::TERM);
+    heard("STOPPING=1");
+    assert_eq!(end(daemon).code, 0);
+}
+
+#[test]
+fn what_a_daemon_can_not_do_is_told_at_once() {
+    let (site, port) = site(214);
+    let good = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let told = |policy: &str, code: i32, words: &[&str]| {
+        write_file(site.dir.path(), "policy.toml", policy);
+        let said = harness::run(&mut site.backup(&["daemon"]));
+        assert_eq!(said.code, code, "{said}");
+        for word in words {
+            assert!(said.stderr.contains(word), "{word:?}: {said}");
+        }
+    };
+    told(
+        &good.replace("schedule = \"0 * * * *\"\n", ""),
+        2,
+        &["nothing in the policy has a schedule", "hint: "],
+    );
+    told(&good.replace("0 * * * *", "0 * *"), 2, &["schedule"]);
+    told(&good.replace("T_TOKEN", "T_NOT_SET"), 2, &["T_NOT_SET"]);
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    told(
+        &good.replace(&format!("127.0.0.1:{port}"), &address),
+        1,
+        &["can not listen", "http.listen"],
+    );
+}

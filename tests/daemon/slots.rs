@@ -1,0 +1,235 @@
+//! Slots over simulated time.
+
+use std::collections::BTreeSet;
+
+use chrono::TimeDelta;
+use lifeboat::state::ledger::Outcome;
+
+use crate::harness;
+use crate::site::Seeded;
+use crate::world::{Port, at};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_is_run_at_its_time_and_recorded_in_the_commit() {
+    let mut port = Port::new(201, "0 * * * *", "");
+    port.start();
+    let shown = port.rest().await;
+    assert_eq!(shown.tasks[0].next, Some(at("2026-11-26T01:00:00Z")));
+    assert!(port.commits().is_empty(), "nothing before its time");
+    port.advance(TimeDelta::minutes(59)).await;
+    assert!(port.commits().is_empty());
+    let shown = port.advance(TimeDelta::minutes(1)).await;
+    assert_eq!(port.slots(), [at("2026-11-26T01:00:00Z")]);
+    assert_eq!((shown.tasks[0].totals.done, shown.tasks[0].totals.failed), (1, 0));
+    assert!(
+        shown.sentence().contains("next: run app at 2026-11-26 02:00:00Z"),
+        "{}",
+        shown.sentence()
+    );
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_moment_loses_no_slot_and_answers_for_none_twice() {
+    let mut port = Port::new(202, "0 */2 * * *", "max_age = \"30d\"");
+    let mut random = Seeded::new(7);
+    let begin = at("2026-11-26T00:00:30Z");
+    let mut kills = 0;
+    port.start();
+    while lifeboat::clock::Clock::now(&*port.clock) < begin + TimeDelta::days(7) {
+        port.clock
+            .advance(TimeDelta::minutes(37 + random.below(60) as i64));
+        if random.below(3) > 0 {
+            // Wherever it is then: a run takes some milliseconds.
+            let moment = std::time::Duration::from_micros(random.below(30_000));
+            tokio::time::sleep(moment).await;
+            port.kill().await;
+            kills += 1;
+            port.start();
+        } else {
+            port.rest_in_time().await;
+        }
+    }
+    port.rest_in_time().await;
+    port.clock.advance(TimeDelta::minutes(5));
+    port.rest_in_time().await;
+    port.stop().await;
+    assert!(kills >= 80, "{kills} kills");
+    let slots = port.slots();
+    let distinct: BTreeSet<_> = slots.iter().collect();
+    assert_eq!(distinct.len(), slots.len(), "a slot has two points: {slots:?}");
+    // Every slot of the week has a point, or a later one makes it good.
+    let ledger = port.ledger();
+    assert!(ledger.under_way().unwrap().is_empty());
+    let records = ledger.since("run app", begin).unwrap();
+    assert!(
+        records
+            .iter()
+            .all(|r| matches!(r.outcome, Outcome::Done | Outcome::Interrupted))
+    );
+    for record in &records {
+        assert_eq!(
+            record.outcome == Outcome::Done,
+            slots.contains(&record.slot),
+            "ledger and repository disagree about {record:?}"
+        );
+    }
+    let mut slot = at("2026-11-26T02:00:00Z");
+    let newest = *slots.iter().max().unwrap();
+    let mut with_points = 0;
+    while slot <= begin + TimeDelta::days(7) {
+        let own = slots.contains(&slot);
+        with_points += u32::from(own);
+        assert!(own || newest > slot, "nothing answers for {slot}");
+        slot += TimeDelta::hours(2);
+    }
+    assert!(with_points > 30, "{with_points} slots have a point of their own");
+    // What is shown restores.
+    let known: Vec<String> = port.site.points();
+    assert!(known.len() > 30, "{}", known.len());
+    port.site.verifies("a week of crashes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_or_damaged_memory_costs_nothing() {
+    let mut port = Port::new(203, "0 * * * *", "");
+    port.start();
+    port.rest().await;
+    for _ in 0..3 {
+        port.advance(TimeDelta::hours(1)).await;
+    }
+    port.stop().await;
+    assert_eq!(port.slots().len(), 3);
+    for damaged in [false, true] {
+        for suffix in ["", "-wal", "-shm"] {
+            let path = port.site.path(&format!("state/daemon.db{suffix}"));
+            if suffix.is_empty() && damaged {
+                std::fs::write(
+                    &path,
+                    b"no database, and longer than a header of one: ".repeat(90),
+                )
+                .unwrap();
+            } else if path.exists() {
+                std::fs::remove_file(&path).unwrap();
+            }
+        }
+        port.start();
+        port.rest().await;
+        port.stop().await;
+        assert_eq!(port.slots().len(), 3, "what the repository has is not run again");
+    }
+    // Lost, and away for a while: what was missed since the newest point is made good once.
+    std::fs::remove_file(port.site.path("state/daemon.db")).unwrap();
+    port.clock.advance(TimeDelta::hours(5));
+    port.start();
+    port.rest().await;
+    port.stop().await;
+    assert_eq!(port.slots().len(), 4);
+    assert_eq!(port.slots().last(), Some(&at("2026-11-26T08:00:00Z")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_away_fails_slots_and_the_next_one_is_done() {
+    let mut port = Port::new(204, "0 * * * *", "");
+    port.start();
+    port.rest().await;
+    port.advance(TimeDelta::hours(1)).await;
+    let (here, away) = (port.site.path("repository"), port.site.path("away"));
+    std::fs::rename(&here, &away).unwrap();
+    let mut failed = 0;
+    for _ in 0..24 {
+        let shown = port.advance(TimeDelta::hours(1)).await;
+        failed = shown.tasks[0].totals.failed;
+    }
+    assert_eq!(failed, 24, "each is told");
+    std::fs::rename(&away, &here).unwrap();
+    let shown = port.advance(TimeDelta::hours(1)).await;
+    assert_eq!(shown.tasks[0].totals.done, 2);
+    port.stop().await;
+    let records = port
+        .ledger()
+        .since("run app", at("2026-11-26T00:00:00Z"))
+        .unwrap();
+    let told = records.iter().filter(|r| r.outcome == Outcome::Failed);
+    assert!(
+        told.clone()
+            .all(|r| r.error.as_ref().unwrap().contains("no such directory")),
+        "{records:?}"
+    );
+    assert_eq!(told.count(), 24);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_the_repository_waits_for_it_where_it_must_ask() {
+    let mut port = Port::new(205, "0 * * * *", "");
+    let (here, away) = (port.site.path("repository"), port.site.path("away"));
+    std::fs::rename(&here, &away).unwrap();
+    port.start();
+    // No memory and no repository: whether slots were answered for is not known.
+    port.until(|shown| !shown.tasks.is_empty() && shown.sentence().contains("waiting for the repository"))
+        .await;
+    std::fs::rename(&away, &here).unwrap();
+    port.advance(TimeDelta::minutes(2)).await;
+    port.advance(TimeDelta::hours(1)).await;
+    assert_eq!(port.slots(), [at("2026-11-26T01:00:00Z")]);
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_neither_repeats_a_slot_nor_stops_the_daemon() {
+    let mut port = Port::new(206, "0 * * * *", "");
+    port.start();
+    port.rest().await;
+    port.advance(TimeDelta::hours(2)).await;
+    assert_eq!(port.slots(), [at("2026-11-26T02:00:00Z")]);
+    // Half an hour back: 02:00 comes again and is not run again.
+    port.clock.set(at("2026-11-26T01:45:00Z"));
+    port.rest().await;
+    port.advance(TimeDelta::minutes(30)).await;
+    assert_eq!(port.slots().len(), 1);
+    // A year ahead by mistake, and back.
+    port.clock.set(at("2027-11-26T10:30:00Z"));
+    port.rest().await;
+    port.clock.set(at("2026-11-26T03:30:00Z"));
+    port.rest().await;
+    port.advance(TimeDelta::hours(1)).await;
+    assert!(
+        port.slots().contains(&at("2026-11-26T04:00:00Z")),
+        "{:?}",
+        port.slots()
+    );
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_policy_is_not_taken_and_a_good_one_is() {
+    let mut port = Port::new(207, "0 * * * *", "");
+    port.start();
+    port.rest().await;
+    let good = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    harness::write_file(
+        port.site.dir.path(),
+        "policy.toml",
+        good.replace("0 * * * *", "nonsense"),
+    );
+    port.ask_to_reload();
+    let shown = port
+        .until(|shown| shown.reload.is_some_and(|(_, taken)| !taken))
+        .await;
+    assert!(
+        shown.sentence().contains("the policy on disk is bad"),
+        "{}",
+        shown.sentence()
+    );
+    port.advance(TimeDelta::hours(1)).await;
+    assert_eq!(port.slots().len(), 1, "the old one goes on");
+    port.schedule("*/10 * * * *", "");
+    port.ask_to_reload();
+    let shown = port
+        .until(|shown| shown.reload.is_some_and(|(_, taken)| taken))
+        .await;
+    assert!(!shown.sentence().contains("bad"));
+    port.advance(TimeDelta::minutes(10)).await;
+    assert_eq!(port.slots().len(), 2);
+    port.stop().await;
+}

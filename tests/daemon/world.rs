@@ -1,0 +1,215 @@
+//! A daemon in this process, on a clock of the test's.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use lifeboat::clock::{NoCrash, SystemRandom, World};
+use lifeboat::daemon::{self, Given, Shown};
+use lifeboat::error::Result;
+use lifeboat::jobs::Session;
+use lifeboat::jobs::session::Lookup;
+use lifeboat::progress::Silent;
+use lifeboat::state::ledger::Ledger;
+use lifeboat::types::RunId;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Hands;
+use crate::harness::write_file;
+use crate::site::Site;
+
+pub struct Port {
+    pub site: Site,
+    pub clock: Arc<Hands>,
+    running: Option<Running>,
+}
+
+struct Running {
+    /// Its own, so that a kill leaves nothing of it behind.
+    runtime: Runtime,
+    work: JoinHandle<Result<()>>,
+    cancel: CancellationToken,
+    reload: Arc<Notify>,
+    wake: Arc<Notify>,
+    /// What is shown, and how often it was told.
+    shown: watch::Receiver<(u64, Shown)>,
+}
+
+pub fn at(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+/// Ends a runtime: tasks where they wait, system calls when they return.
+async fn end(runtime: Runtime) {
+    tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(60)))
+        .await
+        .unwrap();
+}
+
+impl Port {
+    /// With a repository, and a source with this schedule and these other keys.
+    pub fn new(seed: u64, schedule: &str, more: &str) -> Self {
+        let site = Site::new(seed);
+        let port = Self {
+            site,
+            clock: Arc::new(Hands::new(at("2026-11-26T00:00:30Z"))),
+            running: None,
+        };
+        port.schedule(schedule, more);
+        port
+    }
+    /// Gives the source another schedule.
+    pub fn schedule(&self, schedule: &str, more: &str) {
+        self.site.write_policy(&self.site.directory_policy());
+        let policy = std::fs::read_to_string(self.site.path("policy.toml")).unwrap();
+        let scheduled = policy.replace(
+            "retention = \"short\"\n",
+            &format!("retention = \"short\"\nschedule = \"{schedule}\"\n{more}\n"),
+        );
+        write_file(self.site.dir.path(), "policy.toml", scheduled);
+    }
+    fn session(&self, cancel: CancellationToken) -> Session {
+        let lookup: Lookup = Arc::new(|_| None);
+        let policy = lifeboat::policy::load(&self.site.path("policy.toml"), &*lookup).unwrap();
+        Session {
+            world: World {
+                clock: self.clock.clone(),
+                random: Arc::new(SystemRandom),
+                crash: Arc::new(NoCrash),
+            },
+            policy: Arc::new(policy),
+            lookup,
+            cancel,
+            progress: Arc::new(Silent),
+            identity_file: None,
+            any_environment: false,
+            versions: false,
+            store: None,
+        }
+    }
+    pub fn start(&mut self) {
+        assert!(self.running.is_none());
+        let (cancel, reload, wake) = (
+            CancellationToken::new(),
+            Arc::new(Notify::new()),
+            Arc::new(Notify::new()),
+        );
+        let (tell, shown) = watch::channel((0, Shown::default()));
+        let path: PathBuf = self.site.path("policy.toml");
+        let given = Given {
+            session: self.session(cancel.clone()),
+            load: Arc::new(move || lifeboat::policy::load(&path, &|_: &str| None)),
+            reload: reload.clone(),
+            wake: wake.clone(),
+            tell: Arc::new(move |now: &Shown| {
+                tell.send_modify(|(count, shown)| (*count, *shown) = (*count + 1, now.clone()))
+            }),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        self.running = Some(Running {
+            work: runtime.spawn(daemon::run(given)),
+            runtime,
+            cancel,
+            reload,
+            wake,
+            shown,
+        });
+    }
+    fn running(&mut self) -> &mut Running {
+        self.running.as_mut().unwrap()
+    }
+    /// Wakes it, and waits until it has looked at everything and nothing is under way.
+    pub async fn rest(&mut self) -> Shown {
+        self.until(|shown| {
+            shown
+                .tasks
+                .iter()
+                .all(|t| t.known && t.running.is_none() && t.waiting.is_none())
+        })
+        .await
+    }
+    /// As [`Self::rest`], while time goes by: what a kill left locked for a moment is tried again later.
+    pub async fn rest_in_time(&mut self) -> Shown {
+        loop {
+            let rest = tokio::time::timeout(Duration::from_secs(2), self.rest());
+            match rest.await {
+                Ok(shown) => return shown,
+                Err(_) => self.clock.advance(TimeDelta::seconds(31)),
+            }
+        }
+    }
+    pub async fn until(&mut self, what: impl Fn(&Shown) -> bool) -> Shown {
+        let running = self.running();
+        let from = running.shown.borrow().0;
+        let looked = async {
+            // Two looks after the wake: the first may have begun before it.
+            let mut looks = from;
+            loop {
+                running.wake.notify_one();
+                let seen = running.shown.wait_for(|(count, _)| *count > looks).await;
+                let (count, shown) = seen.expect("the daemon goes on").clone();
+                looks = count;
+                if count >= from + 2 && what(&shown) {
+                    return shown;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), looked)
+            .await
+            .expect("it comes to rest")
+    }
+    pub async fn advance(&mut self, by: TimeDelta) -> Shown {
+        self.clock.advance(by);
+        self.rest().await
+    }
+    pub fn ask_to_reload(&mut self) {
+        self.running().reload.notify_one();
+    }
+    /// As a kill would: nothing of it goes on.
+    pub async fn kill(&mut self) {
+        let running = self.running.take().unwrap();
+        end(running.runtime).await;
+    }
+    /// As SIGTERM does.
+    pub async fn stop(&mut self) {
+        let running = self.running.take().unwrap();
+        running.cancel.cancel();
+        tokio::time::timeout(Duration::from_secs(60), running.work)
+            .await
+            .expect("it ends")
+            .unwrap()
+            .unwrap();
+        end(running.runtime).await;
+    }
+    /// The ledger; the daemon must not be running.
+    pub fn ledger(&self) -> Ledger {
+        Ledger::open(&self.site.path("state")).unwrap().0
+    }
+    /// The full commits of the source: run and slot.
+    pub fn commits(&self) -> BTreeMap<RunId, Option<DateTime<Utc>>> {
+        let points = self.site.path("repository/sources/app/points");
+        let mut commits = BTreeMap::new();
+        for name in crate::site::entries(&points) {
+            let text = std::fs::read_to_string(points.join(&name)).unwrap();
+            let commit: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+            if commit["partial"] != Value::Bool(true) {
+                let slot = commit["slot"].as_str().map(at);
+                commits.insert(name.trim_end_matches(".json").parse().unwrap(), slot);
+            }
+        }
+        commits
+    }
+    pub fn slots(&self) -> Vec<DateTime<Utc>> {
+        self.commits().into_values().flatten().collect()
+    }
+}
