@@ -11,6 +11,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod jobs;
+pub mod notify;
 pub mod policy;
 pub mod progress;
 pub mod recovery;

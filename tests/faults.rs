@@ -11,6 +11,8 @@ mod full;
 mod harness;
 #[path = "faults/kill.rs"]
 mod kill;
+#[path = "daemon/notices.rs"]
+mod notices;
 #[path = "faults/postgres.rs"]
 mod postgres;
 #[path = "daemon/process.rs"]

@@ -26,7 +26,7 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
             .hint("Give a source a schedule, such as \"0 2 * * *\"; or use `backup run` from a timer."));
     }
     // Everything that is missing is told before anything begins.
-    let used = |key: &str| !key.starts_with("notify.") && !key.starts_with("encryption.");
+    let used = |key: &str| !key.starts_with("encryption.");
     session.require(used)?;
     session.progress = Arc::new(Silent);
     let token = match &session.policy.http.token {

@@ -79,6 +79,7 @@ pub fn without_policy(url: &str, lookup: &Lookup) -> Result<Policy> {
         ),
         concurrency: 1,
         http: crate::policy::HttpPolicy::default(),
+        notify: BTreeMap::new(),
     })
 }
 

@@ -1,18 +1,25 @@
 //! Every task with what is known of it: what the daemon decides with, and what it shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::task::{Ended, Resolved, Task};
+use super::tell;
 use crate::error::Result;
 use crate::policy::Policy;
 use crate::schedule::due::{self, Timetable, Waiting};
+use crate::state::ledger::notices::Owed;
 use crate::state::ledger::{Ledger, Outcome, SlotRecord, Totals};
 
 /// When something that failed and is none of a run's business is tried again: the ledger, the repository at the start.
 const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
+/// How often objectives and notices are looked at.
+const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
+/// Notices that are delivered at once.
+const DELIVERED_AT_ONCE: u32 = 4;
 
 /// What is to be done now.
 pub enum Step {
@@ -20,6 +27,8 @@ pub enum Step {
     Resolve(Task, Option<DateTime<Utc>>, Vec<SlotRecord>),
     /// Carry out a slot.
     Start(Task, DateTime<Utc>),
+    /// Deliver a notice.
+    Deliver(Owed),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +71,8 @@ pub struct ShownTask {
     pub rpo: Option<Duration>,
     /// Counts over all restarts.
     pub totals: Totals,
+    /// Since when its slots are not done.
+    pub trouble: Option<DateTime<Utc>>,
 }
 
 /// What the daemon shows of itself.
@@ -71,6 +82,8 @@ pub struct Shown {
     pub tasks: Vec<ShownTask>,
     /// How the last reload went, and when.
     pub reload: Option<(DateTime<Utc>, bool)>,
+    /// Notices that nobody took yet.
+    pub owed: u32,
     /// When the loop turned last, since boot.
     pub turned: Option<Duration>,
     /// It was told to stop.
@@ -121,6 +134,11 @@ pub struct Board {
     entries: BTreeMap<Task, Entry>,
     /// The clock at the last turn: a step back makes everything be looked at.
     last: Option<DateTime<Utc>>,
+    policy: Arc<Policy>,
+    /// Notices that are being delivered.
+    delivering: BTreeSet<i64>,
+    /// When objectives and notices are looked at again.
+    look_around: DateTime<Utc>,
     shown: Shown,
     changed: bool,
     /// The daemon was told to stop.
@@ -132,11 +150,14 @@ impl Board {
     ///
     /// # Errors
     /// A schedule that can not be read.
-    pub fn new(ledger: Ledger, policy: &Policy) -> Result<Self> {
+    pub fn new(ledger: Ledger, policy: &Arc<Policy>) -> Result<Self> {
         let mut board = Self {
             ledger,
             entries: BTreeMap::new(),
             last: None,
+            policy: policy.clone(),
+            delivering: BTreeSet::new(),
+            look_around: DateTime::UNIX_EPOCH,
             shown: Shown::default(),
             changed: true,
             stopping: false,
@@ -154,8 +175,9 @@ impl Board {
     ///
     /// # Errors
     /// A schedule that can not be read; nothing is changed then.
-    pub fn take(&mut self, policy: &Policy) -> Result<()> {
+    pub fn take(&mut self, policy: &Arc<Policy>) -> Result<()> {
         let tasks = Task::of_policy(policy)?;
+        self.policy = policy.clone();
         for entry in self.entries.values_mut() {
             entry.gone = true;
         }
@@ -221,7 +243,75 @@ impl Board {
             }
         }
         steps.extend(self.start(now, concurrency));
+        if stepped_back || self.look_around <= now {
+            self.look_around = now + LOOK_AROUND;
+            self.objectives(now);
+            self.changed = true;
+            steps.extend(self.notices(now));
+        }
         steps
+    }
+
+    /// Sources whose last point is older than their objective.
+    fn objectives(&mut self, now: DateTime<Utc>) {
+        for (task, entry) in &self.entries {
+            let known = !matches!(entry.phase, Phase::Unknown(_) | Phase::Resolving);
+            let Some(rpo) = entry
+                .rpo
+                .and_then(|rpo| TimeDelta::from_std(rpo).ok())
+                .filter(|_| known)
+            else {
+                continue;
+            };
+            let told = self.ledger.totals(&task.key()).and_then(|totals| {
+                let age = totals.last_done.map(|at| now - at);
+                tell::objective(&mut self.ledger, &self.policy, task, age, rpo, now)
+            });
+            if let Err(e) = told {
+                tracing::error!(task = task.key(), error = %e.chain(), "whether an objective is missed could not be written down");
+            }
+        }
+    }
+
+    /// Notices whose time has come.
+    fn notices(&mut self, now: DateTime<Utc>) -> Vec<Step> {
+        let owed = match self.ledger.owed(now, DELIVERED_AT_ONCE) {
+            Ok(owed) => owed,
+            Err(e) => {
+                tracing::error!(error = %e.chain(), "the notices that are owed can not be read");
+                return Vec::new();
+            }
+        };
+        let new: Vec<Owed> = owed
+            .into_iter()
+            .filter(|o| self.delivering.insert(o.id))
+            .collect();
+        new.into_iter().map(Step::Deliver).collect()
+    }
+
+    /// A notice was taken, is owed to nobody any more (`None`), or was not taken.
+    pub fn delivered(&mut self, owed: &Owed, result: Result<Option<()>>, now: DateTime<Utc>) {
+        self.changed = true;
+        self.delivering.remove(&owed.id);
+        self.look_around = now;
+        let written = match result {
+            Ok(_) => self.ledger.paid(owed.id),
+            Err(e) => {
+                tracing::warn!(to = owed.to, place = owed.place, tries = owed.tries + 1, error = %e.chain(), "a notice was not taken");
+                self.ledger.not_taken(owed, now).map(|again| {
+                    if !again {
+                        tracing::error!(
+                            to = owed.to,
+                            place = owed.place,
+                            "a notice is given up: nobody took it for days"
+                        );
+                    }
+                })
+            }
+        };
+        if let Err(e) = written {
+            tracing::error!(to = owed.to, place = owed.place, error = %e.chain(), "what became of a notice could not be written down; it may come twice");
+        }
     }
 
     /// Those whose turn it is, among those that wait.
@@ -306,6 +396,10 @@ impl Board {
             // It stays under way in the ledger: the next start asks the repository.
             tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "how a slot ended could not be written down");
         }
+        if let Err(e) = tell::ended(&mut self.ledger, &self.policy, task, slot, &ended, now) {
+            tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "a notice could not be written down");
+        }
+        self.look_around = now;
         if ended.outcome == Outcome::Interrupted
             && let Err(e) = self.ledger.reopen(&task.key(), slot - TimeDelta::milliseconds(1))
         {
@@ -352,6 +446,7 @@ impl Board {
             Phase::Idle => entry.look,
             _ => None,
         });
+        let next = next.chain([self.look_around]);
         next.min()
             .map_or(Duration::MAX, |at| (at - now).to_std().unwrap_or_default())
     }
@@ -378,8 +473,10 @@ impl Board {
                     known: !matches!(entry.phase, Phase::Unknown(_) | Phase::Resolving),
                     rpo: entry.rpo,
                     totals: self.ledger.totals(&task.key()).unwrap_or_default(),
+                    trouble: self.ledger.trouble(&task.key()).ok().flatten().map(|t| t.since),
                 })
                 .collect();
+            self.shown.owed = self.ledger.owed_count().unwrap_or_default();
         }
         &self.shown
     }

@@ -224,6 +224,18 @@ pub fn exposition(shown: &Shown) -> String {
         "Slots that no run answered for, over all restarts.",
         of_tasks(&|t| Some(f64::from(t.totals.passed))),
     );
+    family(
+        "trouble_since_timestamp_seconds",
+        "gauge",
+        "Since when slots are not done.",
+        of_tasks(&|t| seconds(t.trouble)),
+    );
+    family(
+        "notices_owed",
+        "gauge",
+        "Notices that nobody took yet.",
+        vec![(String::new(), f64::from(shown.owed))],
+    );
     if let Some((at, taken)) = shown.reload {
         family(
             "config_reload_success",

@@ -7,6 +7,7 @@
 mod board;
 pub mod http;
 pub mod task;
+mod tell;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::jobs::Session;
 use crate::policy::Policy;
 use crate::state::StateDir;
+use crate::state::ledger::notices::Owed;
 use crate::state::ledger::{Ledger, Outcome};
 
 pub use board::Shown;
@@ -52,6 +54,7 @@ pub struct Given {
 enum Done {
     Resolved(Task, Result<Resolved>),
     Ended(Task, chrono::DateTime<chrono::Utc>, Ended),
+    Delivered(Owed, Result<Option<()>>),
 }
 
 /// Runs until the session's token is cancelled.
@@ -120,6 +123,19 @@ fn begin(work: &mut JoinSet<Done>, session: &Session, step: Step) {
                 Done::Resolved(task, resolved)
             });
         }
+        Step::Deliver(owed) => {
+            work.spawn(async move {
+                let notice = owed.clone();
+                let inner =
+                    AbortOnDropHandle::new(tokio::spawn(
+                        async move { tell::deliver(&session, &notice).await },
+                    ));
+                let delivered = inner.await.unwrap_or_else(|e| {
+                    Err(Error::failed("delivering a notice ended unexpectedly").because(e))
+                });
+                Done::Delivered(owed, delivered)
+            });
+        }
         Step::Start(task, slot) => {
             tracing::info!(task = task.key(), slot = %slot, "a slot begins");
             work.spawn(async move {
@@ -151,6 +167,7 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
             }
             board.ended(&task, slot, ended, now);
         }
+        Ok(Done::Delivered(owed, result)) => board.delivered(&owed, result, now),
         // The outer tasks await and do nothing that could panic.
         Err(e) => tracing::error!(error = %e, "a task of the daemon ended unexpectedly"),
     }
@@ -159,7 +176,7 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
 /// Takes the new policy, or keeps the old one and says so.
 fn reload(given: &Given, session: &mut Session, board: &mut Board) {
     let now = session.world.clock.now();
-    let loaded = (given.load)().and_then(|policy| {
+    let loaded = (given.load)().map(Arc::new).and_then(|policy| {
         if policy.state_dir == session.policy.state_dir {
             board.take(&policy)?;
             Ok(policy)
@@ -169,7 +186,7 @@ fn reload(given: &Given, session: &mut Session, board: &mut Board) {
     });
     match loaded {
         Ok(policy) => {
-            session.policy = Arc::new(policy);
+            session.policy = policy;
             board.reloaded(now, true);
             tracing::info!(tasks = board.len(), "the policy was read anew");
         }

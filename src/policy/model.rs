@@ -1,7 +1,7 @@
 //! A valid policy, as everything else sees it: names resolved, units parsed, defaults filled in. Secrets stay
 //! references until the moment of use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +41,96 @@ pub struct Policy {
     pub concurrency: u32,
     /// The daemon's HTTP.
     pub http: HttpPolicy,
+    /// Who is told, by name.
+    pub notify: BTreeMap<String, NotifyPolicy>,
+}
+
+/// `[notify.NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotifyPolicy {
+    /// The URLs, by kind.
+    pub places: BTreeMap<PlaceKind, SecretRef>,
+    /// Signs the webhook.
+    pub secret: Option<SecretRef>,
+    /// Of what.
+    pub on: BTreeSet<Event>,
+}
+
+/// The kinds of place that take notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PlaceKind {
+    /// JSON of our own.
+    Webhook,
+    /// Slack's incoming webhook.
+    Slack,
+    /// Discord's.
+    Discord,
+    /// Teams' workflow.
+    Teams,
+    /// A topic of ntfy.
+    Ntfy,
+    /// A dead-man's switch.
+    Ping,
+}
+
+impl PlaceKind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Webhook,
+        Self::Slack,
+        Self::Discord,
+        Self::Teams,
+        Self::Ntfy,
+        Self::Ping,
+    ];
+    /// Its key in the policy.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Slack => "slack",
+            Self::Discord => "discord",
+            Self::Teams => "teams",
+            Self::Ntfy => "ntfy",
+            Self::Ping => "ping",
+        }
+    }
+}
+
+/// What notices are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// A slot was not done.
+    Failure,
+    /// The first that was done after that.
+    Recovery,
+    /// What a drill proved.
+    Drill,
+    /// The newest point is older than the objective.
+    Objective,
+    /// A source that says nothing.
+    Quiet,
+}
+
+impl Event {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Failure,
+        Self::Recovery,
+        Self::Drill,
+        Self::Objective,
+        Self::Quiet,
+    ];
+    /// Its name in the policy.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failure => "failure",
+            Self::Recovery => "recovery",
+            Self::Drill => "drill",
+            Self::Objective => "objective",
+            Self::Quiet => "quiet",
+        }
+    }
 }
 
 /// `[http]`

@@ -1,6 +1,6 @@
 //! From the text of a policy to a valid [`Policy`], or everything that is wrong with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use chrono_tz::Tz;
 use toml::de::DeTable;
 
 use super::model::{
-    DrillPolicy, EncryptionPolicy, HttpPolicy, ObjectLock, Policy, PrunePolicy, RepositoryPolicy,
-    RetentionRules, StoreCredentials, StoreUrl, VerifyPolicy,
+    DrillPolicy, EncryptionPolicy, Event, HttpPolicy, NotifyPolicy, ObjectLock, PlaceKind, Policy,
+    PrunePolicy, RepositoryPolicy, RetentionRules, StoreCredentials, StoreUrl, VerifyPolicy,
 };
 use super::reader::{PolicyErrors, Problem, Problems, Reader};
 use super::sources::source;
@@ -100,9 +100,12 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         .map(|(name, _, r)| (name, drill(&r, timezone, &names)))
         .collect();
     not_acted_on.extend(drills.keys().map(|name| format!("[drill.{name}]")));
+    let mut told = BTreeMap::new();
     for (name, _, reader) in root.named("notify", "notify") {
-        not_acted_on.push(format!("[notify.{name}]"));
-        notify(&reader);
+        if reader.value("email").is_some() {
+            not_acted_on.push(format!("notify.{name}.email"));
+        }
+        told.insert(name, notify(&reader));
     }
     root.finish(&["source", "retention", "drill", "notify"]);
     Some(Policy {
@@ -119,6 +122,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         state_dir: state_dir(dir, lookup),
         concurrency,
         http,
+        notify: told,
     })
 }
 
@@ -439,17 +443,17 @@ fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
     policy
 }
 
-fn notify(reader: &Reader<'_, '_>) {
-    for key in [
-        "webhook", "secret", "slack", "discord", "teams", "ntfy", "ping", "smtp",
-    ] {
-        reader.secret(key);
-    }
+fn notify(reader: &Reader<'_, '_>) -> NotifyPolicy {
+    let of_kind = |kind: PlaceKind| Some((kind, reader.secret(kind.name())?));
+    let places: BTreeMap<_, _> = PlaceKind::ALL.into_iter().filter_map(of_kind).collect();
+    let secret = reader.secret("secret");
+    reader.secret("smtp");
     reader.filled("email");
     let there = |key: &str| reader.value(key).is_some();
-    let places = ["webhook", "slack", "discord", "teams", "ntfy", "ping", "email"];
-    if !places.iter().any(|k| there(k)) {
-        let hint = format!("give one of {}", places.join(", "));
+    let mut known: Vec<&str> = PlaceKind::ALL.map(PlaceKind::name).into();
+    known.push("email");
+    if !known.iter().any(|k| there(k)) {
+        let hint = format!("give one of {}", known.join(", "));
         reader.problem_at(reader.span.clone(), "tells nobody", Some(hint));
     }
     for (key, with) in [("email", "smtp"), ("smtp", "email"), ("secret", "webhook")] {
@@ -457,18 +461,29 @@ fn notify(reader: &Reader<'_, '_>) {
             reader.problem(key, format!("needs {with} beside it"), None);
         }
     }
-    let events = ["failure", "recovery", "drill", "objective", "quiet"];
-    for (event, span) in reader.items("on").unwrap_or_default() {
-        if !events.contains(&event.as_str()) {
-            let near =
-                super::keys::nearest(&event, events.into_iter()).map(|n| format!("did you mean {n:?}?"));
-            reader.problem_in(
-                "on",
-                span,
-                format!("{event:?} is none of {}", events.join(", ")),
-                near,
-            );
+    let events = Event::ALL.map(Event::name);
+    let asked = reader.items("on");
+    let mut on = BTreeSet::new();
+    for (event, span) in asked.iter().flatten() {
+        match Event::ALL.into_iter().find(|e| e.name() == event) {
+            Some(event) => drop(on.insert(event)),
+            None => {
+                let near =
+                    super::keys::nearest(event, events.into_iter()).map(|n| format!("did you mean {n:?}?"));
+                reader.problem_in(
+                    "on",
+                    span.clone(),
+                    format!("{event:?} is none of {}", events.join(", ")),
+                    near,
+                );
+            }
         }
     }
     reader.finish(&[]);
+    NotifyPolicy {
+        places,
+        secret,
+        // Not said: of everything.
+        on: if asked.is_some() { on } else { Event::ALL.into() },
+    }
 }

@@ -107,6 +107,18 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
             SourceKind::Bucket { .. } => {}
         }
     }
+    if let Some(token) = &policy.http.token {
+        all.push(("http.token".to_owned(), token));
+    }
+    for (name, told) in &policy.notify {
+        let places = told.places.iter().map(|(kind, url)| (kind.name(), url));
+        let secret = told.secret.iter().map(|secret| ("secret", secret));
+        all.extend(
+            places
+                .chain(secret)
+                .map(|(key, r)| (format!("notify.{name}.{key}"), r)),
+        );
+    }
     all
 }
 

@@ -4,6 +4,8 @@
 //! A slot is written down before its run begins. One that is still under way when a daemon starts was cut off by a crash:
 //! whether its run was committed, only the repository knows.
 
+pub mod notices;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +40,13 @@ const MIGRATIONS: &[&str] = &["
         more INTEGER NOT NULL, why TEXT NOT NULL, noted INTEGER NOT NULL,
         PRIMARY KEY (job, first)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE trouble (
+        name TEXT PRIMARY KEY, since INTEGER NOT NULL, told INTEGER NOT NULL, failures INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE notice (
+        id INTEGER PRIMARY KEY, told TEXT NOT NULL, place TEXT NOT NULL, body TEXT NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL, next INTEGER NOT NULL
+    ) STRICT;
 "];
 
 /// How a slot ended.

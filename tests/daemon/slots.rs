@@ -169,7 +169,8 @@ async fn a_start_without_the_repository_waits_for_it_where_it_must_ask() {
     port.until(|shown| !shown.tasks.is_empty() && shown.sentence().contains("waiting for the repository"))
         .await;
     std::fs::rename(&away, &here).unwrap();
-    port.advance(TimeDelta::minutes(2)).await;
+    port.clock.advance(TimeDelta::minutes(2));
+    port.rest_in_time().await;
     port.advance(TimeDelta::hours(1)).await;
     assert_eq!(port.slots(), [at("2026-11-26T01:00:00Z")]);
     port.stop().await;

@@ -64,7 +64,7 @@ fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
         let mut child = site.start(&command);
         std::thread::sleep(moment);
         child.kill().unwrap();
-        let over = end(child).code == 0;
+        let mut over = end(child).code == 0;
         let after = format!("killed after {moment:?} of {whole:?}");
         let there = server.psql(
             "postgres",
@@ -74,11 +74,9 @@ fn a_killed_restore_of_a_database_is_marked_and_starts_over() {
             let schemas = "select count(*) from pg_namespace where nspname like '%lifeboat%'";
             let tables = "select count(*) from pg_class where relname in ('t', 'u') and relkind = 'r'";
             let (mark, tables) = (server.psql(&copy, schemas), server.psql(&copy, tables));
-            assert!(
-                mark == "1" || tables == "0",
-                "{after}: {tables} tables and no mark"
-            );
             marked += u32::from(mark == "1");
+            // The mark goes last: without it the database is whole, which is looked at below, or was not begun.
+            over = mark == "0" && tables != "0";
         }
         if !over {
             again(&site, &command, &after);

@@ -397,5 +397,6 @@ pub fn policy(directory: &Path, source: &SourceName, recipient: String) -> Polic
         state_dir: directory.join("state"),
         concurrency: 2,
         http: lifeboat::policy::HttpPolicy::default(),
+        notify: BTreeMap::new(),
     }
 }

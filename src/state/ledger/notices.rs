@@ -1,0 +1,159 @@
+//! Troubles, and the notices that are owed of them: kept until they are delivered, over restarts.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rusqlite::{OptionalExtension as _, params};
+
+use super::Ledger;
+use crate::error::Result;
+
+/// Waits between the tries of a notice: doubled each time, up to an hour.
+const FIRST_WAIT: TimeDelta = TimeDelta::seconds(30);
+const LONGEST_WAIT: TimeDelta = TimeDelta::hours(1);
+/// A notice that nobody took for so long is given up, which is told.
+const GIVEN_UP: TimeDelta = TimeDelta::days(7);
+
+/// Something that is not well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// When it was told last.
+    pub told: DateTime<Utc>,
+    /// How often in a row.
+    pub failures: u32,
+}
+
+/// A notice that is owed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owed {
+    /// Its number.
+    pub id: i64,
+    /// `[notify.NAME]`
+    pub to: String,
+    /// Its key there: `webhook`, `slack` …
+    pub place: String,
+    /// The notice, as JSON.
+    pub body: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// When it was written down.
+    pub created: DateTime<Utc>,
+}
+
+impl Ledger {
+    /// What is not well under a name.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn trouble(&self, name: &str) -> Result<Option<Trouble>> {
+        let sql = "SELECT since, told, failures FROM trouble WHERE name = ?1";
+        let instant = |ms: i64| DateTime::from_timestamp_millis(ms).unwrap_or_default();
+        let read = self.db.query_row(sql, [name], |r| {
+            Ok(Trouble {
+                since: instant(r.get(0)?),
+                told: instant(r.get(1)?),
+                failures: r.get(2)?,
+            })
+        });
+        read.optional().map_err(|e| self.failed(e))
+    }
+
+    /// Writes down what is not well, or that it is well again, with the notices that are owed of it: all or nothing.
+    ///
+    /// # Errors
+    /// The database; nothing is changed then.
+    pub fn note(
+        &mut self,
+        name: &str,
+        trouble: Option<&Trouble>,
+        notices: &[(String, String, String)],
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        let path = self.path.clone();
+        let failed = |e| super::cannot(&path, e);
+        let change = self.db.transaction().map_err(failed)?;
+        let written = match trouble {
+            Some(t) => change.execute(
+                "INSERT OR REPLACE INTO trouble VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    name,
+                    t.since.timestamp_millis(),
+                    t.told.timestamp_millis(),
+                    t.failures
+                ],
+            ),
+            None => change.execute("DELETE FROM trouble WHERE name = ?1", [name]),
+        };
+        written.map_err(failed)?;
+        for (to, place, body) in notices {
+            change
+                .execute(
+                    "INSERT INTO notice (told, place, body, created, next) VALUES (?1, ?2, ?3, ?4, ?4)",
+                    params![to, place, body, now.timestamp_millis()],
+                )
+                .map_err(failed)?;
+        }
+        change.commit().map_err(failed)
+    }
+
+    /// The notices whose time has come, oldest first.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn owed(&self, now: DateTime<Utc>, most: u32) -> Result<Vec<Owed>> {
+        let sql =
+            "SELECT id, told, place, body, tries, created FROM notice WHERE next <= ?1 ORDER BY id LIMIT ?2";
+        let read = || {
+            let mut statement = self.db.prepare(sql)?;
+            let rows = statement.query_map(params![now.timestamp_millis(), most], |r| {
+                Ok(Owed {
+                    id: r.get(0)?,
+                    to: r.get(1)?,
+                    place: r.get(2)?,
+                    body: r.get(3)?,
+                    tries: r.get(4)?,
+                    created: DateTime::from_timestamp_millis(r.get(5)?).unwrap_or_default(),
+                })
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(|e| self.failed(e))
+    }
+
+    /// How many notices are owed.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn owed_count(&self) -> Result<u32> {
+        let sql = "SELECT count(*) FROM notice";
+        self.db
+            .query_row(sql, [], |r| r.get(0))
+            .map_err(|e| self.failed(e))
+    }
+
+    /// A notice was taken, or is owed to nobody any more.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn paid(&self, id: i64) -> Result<()> {
+        let sql = "DELETE FROM notice WHERE id = ?1";
+        self.db.execute(sql, [id]).map(drop).map_err(|e| self.failed(e))
+    }
+
+    /// A notice was not taken: it is tried again later. `false`: it is given up.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn not_taken(&self, owed: &Owed, now: DateTime<Utc>) -> Result<bool> {
+        if now - owed.created > GIVEN_UP {
+            self.paid(owed.id)?;
+            return Ok(false);
+        }
+        let wait = (FIRST_WAIT * 2i32.pow(owed.tries.min(10))).min(LONGEST_WAIT);
+        let sql = "UPDATE notice SET tries = tries + 1, next = ?2 WHERE id = ?1";
+        self.db
+            .execute(sql, params![owed.id, (now + wait).timestamp_millis()])
+            .map_err(|e| self.failed(e))?;
+        Ok(true)
+    }
+}
