@@ -32,20 +32,31 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+/// What is logged when nothing is said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usual {
+    /// Commands tell what they did by themselves.
+    Warnings,
+    /// Nobody sees the daemon but by its log.
+    Everything,
+}
+
 /// What is logged of others: the SDK warns of what our own errors say better.
 const OTHERS: &str = "warn,aws_config=error,aws_smithy_runtime=error";
 /// What a level may be.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Begins to log. `-v` and `-q` win over the variable; without any of them warnings are logged.
+/// Begins to log. `-v` and `-q` win over the variable; without any of them warnings are logged, and of the daemon what it
+/// does (`usual`).
 ///
 /// # Errors
 /// The variable is no filter.
-pub fn start(global: &Global, lookup: &Lookup, bars: &Bars) -> Result<()> {
+pub fn start(global: &Global, usual: Usual, lookup: &Lookup, bars: &Bars) -> Result<()> {
     let given = lookup(FILTER_VARIABLE).filter(|text| !text.trim().is_empty());
     let directives = match (global.quiet, global.verbose, given) {
         (true, ..) => "error".to_owned(),
-        (_, 0, None) => OTHERS.to_owned(),
+        (_, 0, None) if usual == Usual::Warnings => OTHERS.to_owned(),
+        (_, 0, None) => format!("{OTHERS},lifeboat=info"),
         (_, 0, Some(text)) => directives(&text)?,
         (_, 1, _) => format!("{OTHERS},lifeboat=info"),
         (_, 2, _) => format!("{OTHERS},lifeboat=debug"),

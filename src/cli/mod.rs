@@ -147,7 +147,11 @@ fn execute(surroundings: &Surroundings, command: Command) -> Result<u8> {
     if global.quiet && global.verbose > 0 {
         return Err(Error::usage("--quiet and --verbose can not be had together"));
     }
-    logging::start(global, &surroundings.lookup, surroundings.printer.bars())?;
+    let usual = match command {
+        Command::Daemon => logging::Usual::Everything,
+        _ => logging::Usual::Warnings,
+    };
+    logging::start(global, usual, &surroundings.lookup, surroundings.printer.bars())?;
     // What needs no runtime.
     match &command {
         Command::Completions(args) => return shell::completions(surroundings, args),

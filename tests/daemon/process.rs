@@ -111,6 +111,51 @@ fn a_missed_slot_is_made_good_at_the_start_and_everything_tells_of_it() {
     for text in [&said.stdout, &said.stderr] {
         assert!(!text.contains("open sesame"), "{text}");
     }
+    assert!(
+        said.stderr.contains("a slot is done"),
+        "its log tells what it did: {said}"
+    );
+}
+
+/// By the real clock, and the real wake-up.
+#[test]
+fn a_slot_comes_by_itself_within_its_minute() {
+    let (site, port) = site(215);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    write_file(
+        site.dir.path(),
+        "policy.toml",
+        policy.replace("0 * * * *", "* * * * *"),
+    );
+    let daemon = site.start(&["--log-format", "json", "daemon"]);
+    let done = harness::poll(Duration::from_secs(90), || {
+        let metrics = get(port, "/metrics", Some("open sesame"))?;
+        metrics.contains("result=\"done\"} 1").then_some(())
+    });
+    assert!(done.is_some());
+    signal(&daemon, rustix::process::Signal::TERM);
+    let said = end(daemon);
+    assert_eq!(said.code, 0, "{said}");
+    let (ledger, _) = Ledger::open(&site.path("state")).unwrap();
+    let slots = ledger
+        .since("run app", SystemClock.now() - TimeDelta::hours(1))
+        .unwrap();
+    assert!(!slots.is_empty());
+    for slot in slots {
+        assert!(slot.began - slot.slot < TimeDelta::seconds(20), "{slot:?}");
+    }
+    // One JSON document a line, with the slot on those that are about one.
+    let lines: Vec<serde_json::Value> = said
+        .stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let begun = lines
+        .iter()
+        .find(|l| l["fields"]["message"] == "a slot begins")
+        .unwrap();
+    assert_eq!(begun["fields"]["task"], "run app");
+    assert!(begun["fields"]["slot"].is_string());
 }
 
 #[test]
