@@ -234,3 +234,97 @@ async fn a_bad_policy_is_not_taken_and_a_good_one_is() {
     assert_eq!(port.slots().len(), 2);
     port.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_hangs_ends_by_its_timeout_and_touches_no_other() {
+    let mut port = Port::new(208, "0 * * * *", "");
+    // Somebody who listens and never answers.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let secret = |name: &str| {
+        let path = harness::write_file(port.site.dir.path(), name, "x@example.net");
+        format!("{{ file = \"{}\" }}", path.display())
+    };
+    let stuck = format!(
+        "\n[source.stuck]\nkind = \"pocketbase\"\nurl = \"http://{}\"\nsuperuser = {{ identity = {}, password = {} }}\n\
+         schedule = \"0 * * * *\"\ntimeout = \"40m\"\n",
+        silent.local_addr().unwrap(),
+        secret("identity"),
+        secret("password"),
+    );
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    harness::write_file(port.site.dir.path(), "policy.toml", policy + &stuck);
+    let of = |shown: &lifeboat::daemon::Shown, key: &str| {
+        shown.tasks.iter().find(|t| t.key == key).unwrap().clone()
+    };
+    port.start();
+    port.rest().await;
+    port.clock.advance(TimeDelta::hours(1));
+    let first = |shown: &lifeboat::daemon::Shown| of(shown, "run app").totals.done == 1;
+    let shown = port.until(first).await;
+    assert!(of(&shown, "run stuck").running.is_some());
+    // Its first try ends by its timeout; the next one goes on into the next hour.
+    port.clock.advance(TimeDelta::minutes(41));
+    port.until(|_| true).await;
+    port.clock.advance(TimeDelta::minutes(19));
+    let shown = port.until(|shown| of(shown, "run app").totals.done == 2).await;
+    assert!(of(&shown, "run stuck").running.is_some());
+    let failed = |shown: &lifeboat::daemon::Shown| {
+        of(shown, "run stuck").totals.failed == 1 && of(shown, "run app").running.is_none()
+    };
+    let shown = loop {
+        // Three tries, with waits between them: time goes by until the last has ended.
+        match tokio::time::timeout(std::time::Duration::from_millis(300), port.until(failed)).await {
+            Ok(shown) => break shown,
+            Err(_) => port.clock.advance(TimeDelta::minutes(41)),
+        }
+    };
+    assert!(of(&shown, "run app").totals.done >= 3);
+    port.stop().await;
+    let records = port
+        .ledger()
+        .since("run stuck", at("2026-11-26T00:00:00Z"))
+        .unwrap();
+    let told = records.iter().find(|r| r.outcome == Outcome::Failed).unwrap();
+    assert!(
+        told.error.as_ref().unwrap().contains("timeout of 40m"),
+        "{told:?}"
+    );
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sources_of_one_second_are_all_done_a_few_at_a_time() {
+    const MANY: usize = 60;
+    let mut port = Port::new(209, "0 * * * *", "");
+    let mut policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    for n in 0..MANY {
+        policy += &format!(
+            "\n[source.s{n:03}]\nkind = \"pocketbase\"\npath = \"{}\"\nschedule = \"0 * * * *\"\nstorage = false\npriority = {}\n",
+            port.site.source().display(),
+            i32::from(n == 47),
+        );
+    }
+    harness::write_file(
+        port.site.dir.path(),
+        "policy.toml",
+        format!("concurrency = 3\n{policy}"),
+    );
+    port.start();
+    port.rest().await;
+    port.clock.advance(TimeDelta::hours(1));
+    let most = std::sync::atomic::AtomicUsize::new(0);
+    let preferred_waits = std::sync::atomic::AtomicBool::new(false);
+    port.until(|shown| {
+        let running = shown.tasks.iter().filter(|t| t.running.is_some()).count();
+        most.fetch_max(running, std::sync::atomic::Ordering::SeqCst);
+        let preferred = shown.tasks.iter().find(|t| t.key == "run s047").unwrap();
+        if running > 0 && preferred.waiting.is_some() {
+            preferred_waits.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+        shown.tasks.iter().all(|t| t.totals.done == 1)
+    })
+    .await;
+    assert!((2..=3).contains(&most.into_inner()), "three at once, and no more");
+    assert!(!preferred_waits.into_inner(), "what has priority goes first");
+    port.stop().await;
+}
