@@ -133,16 +133,24 @@ pub enum Command {
     /// Keep a recovery point whatever retention says
     Hold(HoldArgs),
     /// One sentence, then a line for each source
-    #[command(
-        after_help = "Example:\n  backup status || mail -s 'backups need a look' ops@example.com </dev/null"
-    )]
-    Status,
+    Status(StatusArgs),
     /// Make age key pairs, show and renew the repository's generations
     Key(KeyArgs),
     /// Print the completions of a shell
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory, and example policies into DIR/policies
     Man(ManArgs),
+}
+
+/// `status`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  backup status || mail -s 'backups need a look' ops@example.com </dev/null"
+)]
+pub struct StatusArgs {
+    /// Only ask the daemon of this policy whether its loop turns (for containers): 0 or 1, whatever the backups are
+    #[arg(long)]
+    pub alive: bool,
 }
 
 /// `demo`

@@ -216,7 +216,7 @@ async fn dispatch(surroundings: &Surroundings, command: Command) -> Result<u8> {
         Command::Verify(args) => verify::verify(surroundings, args).await,
         Command::Prune(args) => prune::prune(surroundings, &args).await,
         Command::Hold(args) => hold::hold(surroundings, args.action).await,
-        Command::Status => status::status(surroundings).await,
+        Command::Status(args) => status::status(surroundings, &args).await,
         Command::Key(args) => key::key(surroundings, args.action).await,
         // Done before the runtime was there.
         Command::Completions(args) => shell::completions(surroundings, &args),

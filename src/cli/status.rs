@@ -1,14 +1,32 @@
 //! `backup status`
 
+use serde::Serialize;
+
 use super::Surroundings;
+use super::args::StatusArgs;
 use super::text::{clean, point_or, span, table, utc};
+use crate::daemon::http;
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::report::StatusReport;
 
+#[derive(Serialize)]
+struct Alive {
+    alive: bool,
+    said: String,
+}
+
 /// One sentence, then a line per source; exit 1 when an objective is missed or it can not know.
-pub async fn status(surroundings: &Surroundings) -> Result<u8> {
+pub async fn status(surroundings: &Surroundings, args: &StatusArgs) -> Result<u8> {
     let session = surroundings.session()?;
+    if args.alive {
+        let said = http::ask_alive(session.policy.http.listen).await?;
+        let alive = Alive { alive: true, said };
+        surroundings
+            .printer
+            .result(&alive, || format!("{}\n", clean(&alive.said)))?;
+        return Ok(0);
+    }
     let report = surroundings.reading(jobs::status::status(&session)).await?;
     surroundings.printer.result(&report, || text(&report))?;
     Ok(if report.ok { 0 } else { Kind::Failed.exit_code() })

@@ -93,6 +93,43 @@ pub async fn serve(
     Ok(Server { work, address })
 }
 
+/// Asks the daemon that listens there whether its loop turns; gives what it says.
+///
+/// # Errors
+/// It does not, or nobody listens.
+pub async fn ask_alive(listen: SocketAddr) -> Result<String> {
+    // Who listens everywhere listens here.
+    let mut at = listen;
+    if at.ip().is_unspecified() {
+        at.set_ip(if at.is_ipv6() {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        });
+    }
+    let failed = |e: reqwest::Error| {
+        Error::failed(format!("no daemon answers on {at}"))
+            .hint("`backup daemon` listens where http.listen of its policy says.")
+            .because(e.without_url())
+    };
+    let client = reqwest::Client::builder()
+        .timeout(END * 5)
+        .no_proxy()
+        .build()
+        .map_err(failed)?;
+    let answer = client
+        .get(format!("http://{at}/healthz"))
+        .send()
+        .await
+        .map_err(failed)?;
+    let status = answer.status();
+    let said = answer.text().await.map_err(failed)?.trim().to_owned();
+    if status.is_success() {
+        return Ok(said);
+    }
+    Err(Error::failed(format!("the daemon on {at} does not turn: {said}")))
+}
+
 /// The loop turns.
 async fn alive(State(seen): State<Seen>) -> Response {
     let shown = seen.shown();
@@ -251,4 +288,101 @@ pub fn exposition(shown: &Shown) -> String {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::board::ShownTask;
+    use super::*;
+    use crate::state::ledger::Totals;
+
+    fn shown() -> Shown {
+        let at = |text: &str| Some(text.parse::<DateTime<Utc>>().unwrap());
+        let task = |key: &str, last_done| ShownTask {
+            key: key.to_owned(),
+            next: at("2026-11-26T11:00:00Z"),
+            running: at("2026-11-26T10:00:00Z"),
+            waiting: None,
+            known: true,
+            rpo: Some(Duration::from_secs(7200)),
+            totals: Totals {
+                done: 7,
+                failed: 2,
+                interrupted: 1,
+                passed: 3,
+                last_begun: at("2026-11-26T10:00:00.5Z"),
+                last_done,
+            },
+            trouble: at("2026-11-26T09:00:00Z"),
+        };
+        Shown {
+            tasks: vec![task("run app", at("2026-11-26T09:00:02Z")), task("run new", None)],
+            reload: Some(("2026-11-26T08:00:00Z".parse().unwrap(), true)),
+            owed: 4,
+            turned: Some(Duration::from_secs(1)),
+            stopping: false,
+        }
+    }
+
+    #[test]
+    fn the_exposition_is_what_it_was() {
+        let text = exposition(&shown());
+        for line in [
+            "# TYPE lifeboat_last_success_timestamp_seconds gauge",
+            "lifeboat_last_success_timestamp_seconds{task=\"run app\"} 1795683602",
+            "lifeboat_last_attempt_timestamp_seconds{task=\"run app\"} 1795687200.5",
+            "lifeboat_next_run_timestamp_seconds{task=\"run new\"} 1795690800",
+            "lifeboat_rpo_target_seconds{task=\"run app\"} 7200",
+            "# TYPE lifeboat_runs_total counter",
+            "lifeboat_runs_total{task=\"run app\",result=\"done\"} 7",
+            "lifeboat_runs_total{task=\"run app\",result=\"failed\"} 2",
+            "lifeboat_runs_total{task=\"run app\",result=\"interrupted\"} 1",
+            "lifeboat_slots_passed_total{task=\"run app\"} 3",
+            "lifeboat_running{task=\"run app\"} 1",
+            "lifeboat_waiting{task=\"run app\"} 0",
+            "lifeboat_trouble_since_timestamp_seconds{task=\"run app\"} 1795683600",
+            "lifeboat_notices_owed 4",
+            "lifeboat_config_reload_success 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        // What never succeeded has no time of success: an age would hide it.
+        assert!(!text.contains("lifeboat_last_success_timestamp_seconds{task=\"run new\"}"));
+        assert!(text.contains(concat!(
+            "lifeboat_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1"
+        )));
+    }
+
+    #[test]
+    fn every_metric_of_the_alert_rules_is_exposed() {
+        let rules = include_str!("../../packaging/prometheus/lifeboat.rules.yml");
+        let names = |text: &str| -> BTreeSet<String> {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            words
+                .filter(|w| w.starts_with("lifeboat_"))
+                .map(str::to_owned)
+                .collect()
+        };
+        let exposed = names(&exposition(&shown()));
+        let named = names(rules);
+        assert!(named.len() >= 9, "{named:?}");
+        assert!(named.is_subset(&exposed), "{:?}", named.difference(&exposed));
+        // All that tells of something has an alert; what only informs has none.
+        let informs = [
+            "build_info",
+            "last_attempt_timestamp_seconds",
+            "waiting",
+            "config_reload_timestamp_seconds",
+        ];
+        let informs: BTreeSet<String> = informs.iter().map(|n| format!("lifeboat_{n}")).collect();
+        let silent: Vec<_> = exposed
+            .difference(&named)
+            .filter(|n| !informs.contains(*n))
+            .collect();
+        assert!(silent.is_empty(), "{silent:?}");
+    }
 }

@@ -91,6 +91,8 @@ fn a_missed_slot_is_made_good_at_the_start_and_everything_tells_of_it() {
             "{answer}"
         );
     }
+    let alive = harness::run(&mut site.backup(&["status", "--alive"]));
+    assert_eq!((alive.code, alive.stdout.as_str()), (0, "alive\n"), "{alive}");
     // One is enough for a state directory.
     let second = harness::run(&mut site.backup(&["daemon"]));
     assert_ne!(second.code, 0);
@@ -115,6 +117,9 @@ fn a_missed_slot_is_made_good_at_the_start_and_everything_tells_of_it() {
         said.stderr.contains("a slot is done"),
         "its log tells what it did: {said}"
     );
+    let dead = harness::run(&mut site.backup(&["status", "--alive"]));
+    assert_eq!(dead.code, 1, "{dead}");
+    assert!(dead.stderr.contains("no daemon answers"), "{dead}");
 }
 
 /// By the real clock, and the real wake-up.
