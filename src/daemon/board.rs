@@ -18,6 +18,8 @@ use crate::state::ledger::{Ledger, Outcome, SlotRecord, Totals};
 const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
 /// How often objectives and notices are looked at.
 const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
+/// Tasks for which the repository is asked at once.
+const ASKED_AT_ONCE: usize = 8;
 /// Notices that are delivered at once.
 const DELIVERED_AT_ONCE: u32 = 4;
 
@@ -216,15 +218,17 @@ impl Board {
         let stepped_back = self.last.is_some_and(|last| now < last - TimeDelta::seconds(2));
         self.last = Some(now);
         let mut steps = Vec::new();
+        let mut asking = self.asking();
         for (task, entry) in &mut self.entries {
             match entry.phase {
-                Phase::Unknown(at) if at <= now || stepped_back => {
+                Phase::Unknown(at) if (at <= now || stepped_back) && asking < ASKED_AT_ONCE => {
                     match known(&self.ledger, task) {
                         Ok((Some(settled), left)) if left.is_empty() => {
                             (entry.settled, entry.phase, entry.look) = (settled, Phase::Idle, Some(now));
                         }
                         Ok((settled, left)) => {
                             entry.phase = Phase::Resolving;
+                            asking += 1;
                             steps.push(Step::Resolve(task.clone(), settled, left));
                         }
                         Err(e) => {
@@ -312,6 +316,12 @@ impl Board {
         if let Err(e) = written {
             tracing::error!(to = owed.to, place = owed.place, error = %e.chain(), "what became of a notice could not be written down; it may come twice");
         }
+    }
+
+    /// Tasks for which the repository is being asked.
+    fn asking(&self) -> usize {
+        let asking = self.entries.values().filter(|e| e.phase == Phase::Resolving);
+        asking.count()
     }
 
     /// Those whose turn it is, among those that wait.
@@ -441,8 +451,10 @@ impl Board {
 
     /// How long nothing is due.
     pub fn wait(&self, now: DateTime<Utc>) -> Duration {
+        // While as many ask as may, the others wait for one of them to end.
+        let may_ask = self.asking() < ASKED_AT_ONCE;
         let next = self.entries.values().filter_map(|entry| match entry.phase {
-            Phase::Unknown(at) => Some(at),
+            Phase::Unknown(at) => may_ask.then_some(at),
             Phase::Idle => entry.look,
             _ => None,
         });
