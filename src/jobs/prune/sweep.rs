@@ -2,6 +2,7 @@
 //! found and not listed, or a parent or referenced run that is neither listed nor tombstoned, aborts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -16,6 +17,8 @@ use crate::types::{Key, RunId, SourceName};
 
 /// An orphan run is left alone for at least this long.
 const ORPHAN_AGE: TimeDelta = TimeDelta::days(7);
+/// How old the answer that a commit is absent may be when an object of its run is deleted.
+const FRESH: Duration = Duration::from_secs(30);
 
 /// What a run's prefix holds.
 type Found = BTreeMap<RunId, Vec<ObjectInfo>>;
@@ -366,6 +369,26 @@ async fn delete_commit(
     Ok(true)
 }
 
+/// Whether the commit of a run is there just now: an answer that took long, or a host that was suspended over it, says
+/// nothing of now, and is asked for again.
+async fn commit_is_there(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    run: RunId,
+) -> Result<bool> {
+    let clock = &session.world.clock;
+    loop {
+        let asked = clock.since_boot();
+        if repository.read(&layout::commit(source, run)).await?.is_some() {
+            return Ok(true);
+        }
+        if clock.since_boot().saturating_sub(asked) <= FRESH {
+            return Ok(false);
+        }
+    }
+}
+
 /// Removes the objects of one run whose commit is gone. `false`: they were not to go after all.
 async fn carry_out(
     session: &Session,
@@ -376,9 +399,6 @@ async fn carry_out(
     report: &mut PruneReport,
 ) -> Result<bool> {
     let run = removal.run;
-    if repository.read(&layout::commit(source, run)).await?.is_some() {
-        return Ok(false);
-    }
     if removal.why != "orphan" && repository.tombstone(source, run).await?.is_none() {
         return Ok(false);
     }
@@ -391,7 +411,14 @@ async fn carry_out(
             return Ok(false);
         }
     }
+    if commit_is_there(session, repository, source, run).await? {
+        return Ok(false);
+    }
     for object in &removal.objects {
+        // Looked for before each: a writer that slept may have put it meanwhile, and have found all that it draws on.
+        if removal.why == "orphan" && commit_is_there(session, repository, source, run).await? {
+            return Ok(false);
+        }
         session.world.crash.reach("before an object is deleted")?;
         if !delete(repository, &object.key, report).await? {
             return Ok(true);
