@@ -1,8 +1,10 @@
 //! Prune, undo and holds over a repository in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chrono::TimeDelta;
+use lifeboat::clock::CrashPoints;
 use lifeboat::error::Kind;
 use lifeboat::jobs::report::PruneReport;
 use lifeboat::jobs::{hold, prune};
@@ -11,7 +13,7 @@ use lifeboat::repository::layout;
 use lifeboat::source::Cut;
 use lifeboat::store::memory::MemoryStore;
 use lifeboat::store::{SharedStore, Store, View};
-use lifeboat::types::RunId;
+use lifeboat::types::{Key, RunId};
 
 use crate::world::{Fixture, MapSource, noise};
 
@@ -384,4 +386,51 @@ async fn what_is_drawn_on_stays_locked_and_a_locked_object_is_no_error() {
     prune::prune(&fixture.session, false).await.unwrap();
     assert!(!exists(&fixture, points[0].0).await);
     fixture.assert_restores(points[7].0, &points[7].1).await;
+}
+
+/// Gives a commit back at a moment of a prune, as a writer does who slept before he put it.
+#[derive(Debug)]
+struct Late {
+    store: MemoryStore,
+    commit: (Key, bytes::Bytes),
+    reached: AtomicUsize,
+}
+
+impl CrashPoints for Late {
+    fn reach(&self, name: &'static str) -> lifeboat::error::Result<()> {
+        if name == "before an object is deleted" && self.reached.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.store.tamper(&self.commit.0, self.commit.1.clone());
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_whose_commit_comes_while_it_is_swept_is_left() {
+    let (mut fixture, store) = in_memory(67).await;
+    points(&fixture, 2).await;
+    let source = MapSource::default().with("data.db", Cut::Pages, noise(2 << 20, 99));
+    let orphan = fixture.run(&source).await.unwrap().commit.run;
+    let commit = layout::commit(&fixture.source, orphan);
+    let bytes = store.get(&commit, None, View::Current).await.unwrap();
+    store.lose(&commit);
+    fixture.clock.advance(TimeDelta::days(9));
+    let prefix = layout::run_prefix(&fixture.source, orphan);
+    let objects = |store: &MemoryStore| {
+        store
+            .keys()
+            .into_iter()
+            .filter(|k| k.as_str().starts_with(&prefix))
+            .count()
+    };
+    let before = objects(&store);
+    assert!(before >= 4, "{before}");
+    fixture.session.world.crash = Arc::new(Late {
+        store: store.clone(),
+        commit: (commit, bytes),
+        reached: AtomicUsize::new(0),
+    });
+    // The one that was on its way when the commit came goes; the writer finds that when it looks after its commit.
+    drop(prune::prune(&fixture.session, false).await);
+    assert_eq!(objects(&store), before - 1);
 }
