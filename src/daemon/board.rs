@@ -56,6 +56,13 @@ struct Entry {
     gone: bool,
 }
 
+impl Entry {
+    /// Up to where its slots are settled is known.
+    fn is_known(&self) -> bool {
+        !matches!(self.phase, Phase::Unknown(_) | Phase::Resolving)
+    }
+}
+
 /// A task as it is shown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShownTask {
@@ -201,8 +208,7 @@ impl Board {
             (entry.timetable, entry.priority, entry.rpo, entry.gone) = (timetable, priority, rpo, false);
             entry.look = Some(DateTime::UNIX_EPOCH);
         }
-        let busy = |e: &Entry| matches!(e.phase, Phase::Running(_) | Phase::Resolving);
-        self.entries.retain(|_, entry| !entry.gone || busy(entry));
+        self.drop_gone();
         self.changed = true;
         Ok(())
     }
@@ -259,11 +265,10 @@ impl Board {
     /// Sources whose last point is older than their objective.
     fn objectives(&mut self, now: DateTime<Utc>) {
         for (task, entry) in &self.entries {
-            let known = !matches!(entry.phase, Phase::Unknown(_) | Phase::Resolving);
             let Some(rpo) = entry
                 .rpo
                 .and_then(|rpo| TimeDelta::from_std(rpo).ok())
-                .filter(|_| known)
+                .filter(|_| entry.is_known())
             else {
                 continue;
             };
@@ -482,7 +487,7 @@ impl Board {
                         Phase::Waiting(slot) => Some(slot),
                         _ => None,
                     },
-                    known: !matches!(entry.phase, Phase::Unknown(_) | Phase::Resolving),
+                    known: entry.is_known(),
                     rpo: entry.rpo,
                     totals: self.ledger.totals(&task.key()).unwrap_or_default(),
                     trouble: self.ledger.trouble(&task.key()).ok().flatten().map(|t| t.since),
@@ -497,7 +502,7 @@ impl Board {
 /// What the ledger knows of a task: up to where it is settled, and what was under way.
 fn known(ledger: &Ledger, task: &Task) -> Result<(Option<DateTime<Utc>>, Vec<SlotRecord>)> {
     let key = task.key();
-    let left = ledger.under_way()?.into_iter().filter(|r| r.job == key).collect();
+    let left = ledger.under_way_of(&key)?;
     Ok((ledger.settled(&key)?, left))
 }
 

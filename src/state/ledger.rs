@@ -344,6 +344,17 @@ impl Ledger {
         )
     }
 
+    /// As [`Self::under_way`], of one job.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn under_way_of(&self, job: &str) -> Result<Vec<SlotRecord>> {
+        self.records(
+            "SELECT * FROM slot WHERE outcome = 'running' AND job = ?1 ORDER BY slot",
+            [job],
+        )
+    }
+
     /// The slots of a job since an instant, oldest first.
     ///
     /// # Errors
