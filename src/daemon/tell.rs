@@ -43,15 +43,9 @@ pub fn ended(
         Outcome::Interrupted | Outcome::Running => return Ok(()),
     };
     let notice = Notice {
-        format: 1,
-        event: Event::Failure,
-        environment: policy.environment.to_string(),
-        task: key.clone(),
-        at: now,
         slot: Some(slot),
-        failures: 0,
-        since: None,
         error: how.error.clone(),
+        ..about(policy, &key, Event::Failure, now)
     };
     note(ledger, policy, &key, &turn, notice, now)
 }
@@ -83,17 +77,25 @@ pub fn objective(
         )
     });
     let notice = Notice {
+        error,
+        ..about(policy, &key, Event::Objective, now)
+    };
+    note(ledger, policy, &format!("objective {key}"), &turn, notice, now)
+}
+
+/// A notice that says no more yet than what it is about.
+fn about(policy: &Policy, task: &str, event: Event, now: DateTime<Utc>) -> Notice {
+    Notice {
         format: 1,
-        event: Event::Objective,
+        event,
         environment: policy.environment.to_string(),
-        task: key.clone(),
+        task: task.to_owned(),
         at: now,
         slot: None,
         failures: 0,
         since: None,
-        error,
-    };
-    note(ledger, policy, &format!("objective {key}"), &turn, notice, now)
+        error: None,
+    }
 }
 
 fn note(
