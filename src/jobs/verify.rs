@@ -363,7 +363,7 @@ impl Work<'_> {
         for ((run, object), damage) in &catalog.damage {
             let by_digest = [Damage::MISSING, Damage::DIFFERS].contains(&damage.problem.as_str());
             let looked_at = if object == "commit" {
-                damage.problem != Damage::PARENT_SWEPT && catalog.points.contains_key(run)
+                !damage.is_lasting() && catalog.points.contains_key(run)
             } else {
                 let name = (*run, object.clone());
                 self.sound.contains(&name) && (by_digest || content || object != layout::MANIFEST)

@@ -157,7 +157,7 @@ impl Repository {
                 let object = (record.place.run, record.object.clone());
                 // Keys are in the order of their making.
                 match record.problem.as_str() {
-                    Damage::MENDED => damage.retain(|o, d| *o != object || d.problem == Damage::PARENT_SWEPT),
+                    Damage::MENDED => damage.retain(|o, d| *o != object || d.is_lasting()),
                     _ => drop(damage.insert(object, record)),
                 }
             }

@@ -266,6 +266,11 @@ pub struct Tombstone {
     pub reason: String,
 }
 
+impl Tombstone {
+    /// The reason of one that is put before the objects of a run without a commit go: its writer may only sleep.
+    pub const ORPHAN: &'static str = "an orphan: it has no commit";
+}
+
 /// `holds/<run>.json`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
@@ -301,8 +306,15 @@ impl Damage {
     pub const DIFFERS: &'static str = "its SHA-256 is not the one that was written";
     /// The problem of a commit that no later look can mend.
     pub const PARENT_SWEPT: &'static str = "its parent was swept while it was written";
+    /// The problem of a commit that came while its run was being swept, which no later look can mend.
+    pub const ORPHANED: &'static str = "it was taken for an orphan and swept while it was written";
     /// No problem any more: a later verify found the object as it was written. The newest record of an object counts.
     pub const MENDED: &'static str = "found as it was written";
+
+    /// No look at the objects takes this back.
+    pub fn is_lasting(&self) -> bool {
+        [Self::PARENT_SWEPT, Self::ORPHANED].contains(&self.problem.as_str())
+    }
 }
 
 /// One line of `refs`: a run that this one draws on.

@@ -92,11 +92,7 @@ impl<S: Store> Retry<S> {
     async fn settle(&self, key: &Key, body: &Bytes, exists: StoreError) -> StoreResult<()> {
         match self.get(key, None, View::Current).await {
             Ok(stored) if stored == *body => Ok(()),
-            Ok(_) => Err(StoreError::new(
-                Fault::Exists,
-                exists.what,
-                "the key is there already, with other bytes",
-            )),
+            Ok(_) => Err(other_bytes(exists.what)),
             Err(e) => Err(StoreError::new(
                 Fault::Exists,
                 exists.what,
@@ -107,6 +103,10 @@ impl<S: Store> Retry<S> {
             )),
         }
     }
+}
+
+fn other_bytes(what: String) -> StoreError {
+    StoreError::new(Fault::Exists, what, "the key is there already, with other bytes")
 }
 
 /// Makes a call until it succeeds or [`Retry::pause`] gives up. A macro, since a closure's future can not be told to be
@@ -138,6 +138,16 @@ impl<S: Store> Store for Retry<S> {
                 Err(error) if error.fault == Fault::Exists => return self.settle(key, &body, error).await,
                 Err(error) => {
                     self.pause(attempt, error).await?;
+                    // What has an end may be a commit that is stored, and only its reply was lost: sent again after it
+                    // had expired and was swept, it would come back. So it is looked for first.
+                    if options.not_after.is_some() {
+                        match self.get(key, None, View::Current).await {
+                            Ok(stored) if stored == body => return Ok(()),
+                            Ok(_) => return Err(other_bytes(format!("put {key}"))),
+                            Err(e) if e.fault == Fault::NotFound => {}
+                            Err(e) => return Err(e),
+                        }
+                    }
                     if options
                         .not_after
                         .is_some_and(|end| self.world.clock.since_boot() > end)
@@ -300,6 +310,37 @@ mod tests {
         // Somebody else's bytes are never taken for ours.
         assert_eq!(put(&store, b"other").await.unwrap_err().fault, Fault::Exists);
         put(&store, b"body").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_has_an_end_is_looked_for_before_it_is_sent_again() {
+        let world = still();
+        let (store, counters, memory) = stack(&world, |n, _, _| match n {
+            0 => Some(Injected::After(Fault::Unavailable)),
+            _ => None,
+        });
+        let options = PutOptions {
+            not_after: Some(Duration::from_secs(600)),
+            ..PutOptions::default()
+        };
+        let body = Bytes::from_static(b"body");
+        store.put(&key(), body.clone(), options).await.unwrap();
+        assert_eq!(counters.of(Operation::Put).calls, 1);
+        assert_eq!(memory.get(&key(), None, View::Current).await.unwrap(), "body");
+        // One that is not there is sent again, and nobody else's bytes are taken for it.
+        let (store, counters, memory) = stack(&world, |n, _, _| {
+            (n == 0).then_some(Injected::Before(Fault::Unavailable))
+        });
+        store.put(&key(), body.clone(), options).await.unwrap();
+        assert_eq!(counters.of(Operation::Put).calls, 2);
+        assert_eq!(memory.get(&key(), None, View::Current).await.unwrap(), "body");
+        let (store, _, memory) = stack(&world, |n, _, _| {
+            (n == 0).then_some(Injected::Before(Fault::Unavailable))
+        });
+        put(&memory, b"other").await.unwrap();
+        let error = store.put(&key(), body, options).await.unwrap_err();
+        assert_eq!(error.fault, Fault::Exists);
+        assert_eq!(memory.get(&key(), None, View::Current).await.unwrap(), "other");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use lifeboat::error::Kind;
 use lifeboat::jobs::report::PruneReport;
 use lifeboat::jobs::{hold, prune};
 use lifeboat::policy::RetentionRules;
+use lifeboat::repository::documents::{Place, Tombstone};
 use lifeboat::repository::layout;
 use lifeboat::source::Cut;
 use lifeboat::store::memory::MemoryStore;
@@ -388,26 +389,27 @@ async fn what_is_drawn_on_stays_locked_and_a_locked_object_is_no_error() {
     fixture.assert_restores(points[7].0, &points[7].1).await;
 }
 
-/// Gives a commit back at a moment of a prune, as a writer does who slept before he put it.
+/// Puts an object the first time that a moment is reached, as somebody does who slept before he put it.
 #[derive(Debug)]
 struct Late {
     store: MemoryStore,
-    commit: (Key, bytes::Bytes),
+    at: &'static str,
+    object: (Key, bytes::Bytes),
     reached: AtomicUsize,
 }
 
 impl CrashPoints for Late {
     fn reach(&self, name: &'static str) -> lifeboat::error::Result<()> {
-        if name == "before an object is deleted" && self.reached.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.store.tamper(&self.commit.0, self.commit.1.clone());
+        if name == self.at && self.reached.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.store.tamper(&self.object.0, self.object.1.clone());
         }
         Ok(())
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_orphan_whose_commit_comes_while_it_is_swept_is_left() {
-    let (mut fixture, store) = in_memory(67).await;
+/// An orphan of nine days, and what its commit would have been.
+async fn orphan(seed: u64) -> (Fixture, MemoryStore, RunId, (Key, bytes::Bytes)) {
+    let (fixture, store) = in_memory(seed).await;
     points(&fixture, 2).await;
     let source = MapSource::default().with("data.db", Cut::Pages, noise(2 << 20, 99));
     let orphan = fixture.run(&source).await.unwrap().commit.run;
@@ -415,22 +417,97 @@ async fn an_orphan_whose_commit_comes_while_it_is_swept_is_left() {
     let bytes = store.get(&commit, None, View::Current).await.unwrap();
     store.lose(&commit);
     fixture.clock.advance(TimeDelta::days(9));
-    let prefix = layout::run_prefix(&fixture.source, orphan);
-    let objects = |store: &MemoryStore| {
-        store
-            .keys()
-            .into_iter()
-            .filter(|k| k.as_str().starts_with(&prefix))
-            .count()
-    };
-    let before = objects(&store);
+    (fixture, store, orphan, (commit, bytes))
+}
+
+fn objects(fixture: &Fixture, store: &MemoryStore, run: RunId) -> usize {
+    let prefix = layout::run_prefix(&fixture.source, run);
+    let keys = store.keys();
+    keys.iter().filter(|k| k.as_str().starts_with(&prefix)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_whose_commit_comes_before_it_is_touched_stays_whole() {
+    let (mut fixture, store, run, object) = orphan(68).await;
+    let before = objects(&fixture, &store, run);
+    fixture.session.world.crash = Arc::new(Late {
+        store: store.clone(),
+        at: "before a tombstone is put",
+        object,
+        reached: AtomicUsize::new(0),
+    });
+    drop(prune::prune(&fixture.session, false).await);
+    assert_eq!(objects(&fixture, &store, run), before);
+    let tombstone = layout::tombstone(&fixture.source, run);
+    assert!(!store.keys().contains(&tombstone), "it is not buried either");
+}
+
+/// A pruner that slept says that it sweeps the run after its commit was put, and before the writer looks once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_taken_for_an_orphan_while_it_is_committed_fails_and_says_so() {
+    for (at, fails) in [
+        ("after the commit was put", true),
+        ("before the manifest is put", false),
+    ] {
+        let (fixture, _) = in_memory(69).await;
+        let before = points(&fixture, 2).await;
+        let source = MapSource::default().with("data.db", Cut::Pages, noise(2 << 20, 99));
+        // The same run again, in a world of the same seed, has the same name.
+        let told = fixture.run(&source).await.unwrap().commit;
+        let (mut again, store_again) = in_memory(69).await;
+        assert_eq!(before[1].0, points(&again, 2).await[1].0);
+        let place = Place {
+            format: told.format,
+            repository: told.repository,
+            source: told.source.clone(),
+            run: told.run,
+        };
+        let tombstone = Tombstone {
+            place,
+            at: told.at,
+            reason: Tombstone::ORPHAN.to_owned(),
+        };
+        again.session.world.crash = Arc::new(Late {
+            store: store_again.clone(),
+            at,
+            object: (
+                layout::tombstone(&told.source, told.run),
+                serde_json::to_vec(&tombstone).unwrap().into(),
+            ),
+            reached: AtomicUsize::new(0),
+        });
+        let outcome = again.run(&source).await;
+        let repository = again.repository().await;
+        let catalog = repository.catalog(&again.source).await.unwrap();
+        if fails {
+            let error = outcome.unwrap_err();
+            assert!(
+                error.chain().contains("removed while it was written"),
+                "{error:?}"
+            );
+            let damage = &catalog.damage[&(told.run, "commit".to_owned())];
+            assert!(damage.is_lasting(), "{damage:?}");
+        } else {
+            // Noticed before the commit: the run is taken again under another name.
+            let run = outcome.unwrap().commit.run;
+            assert_ne!(run, told.run);
+            assert!(catalog.points.contains_key(&run) && !catalog.points.contains_key(&told.run));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_whose_commit_comes_while_it_is_swept_is_left() {
+    let (mut fixture, store, run, object) = orphan(67).await;
+    let before = objects(&fixture, &store, run);
     assert!(before >= 4, "{before}");
     fixture.session.world.crash = Arc::new(Late {
         store: store.clone(),
-        commit: (commit, bytes),
+        at: "before an object is deleted",
+        object,
         reached: AtomicUsize::new(0),
     });
     // The one that was on its way when the commit came goes; the writer finds that when it looks after its commit.
     drop(prune::prune(&fixture.session, false).await);
-    assert_eq!(objects(&store), before - 1);
+    assert_eq!(objects(&fixture, &store, run), before - 1);
 }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use super::Engine;
 use crate::error::{Error, Result};
 use crate::repository::documents::{
-    Bytes, Clocks, Commit, CommitGeneration, Damage, FORMAT, Reference, Refs, Sums,
+    Bytes, Clocks, Commit, CommitGeneration, Damage, FORMAT, Reference, Refs, Sums, Tombstone,
 };
 use crate::repository::generation::{self, Generation};
 use crate::repository::index::{ChainEntry, Index, Lines, PackEntry, RunEntry, UnsealedIndex};
@@ -387,6 +387,11 @@ impl Engine {
             if !generation::is_intact(&self.repository, generation).await? {
                 return Ok(Some(Ended::Again("the generation's wrap is gone or different")));
             }
+            if self.is_orphaned(commit.run).await? {
+                return Ok(Some(Ended::Again(
+                    "it was taken for an orphan, and is being swept",
+                )));
+            }
             self.reach("before the commit is put")?;
             if self.cancel.is_cancelled() {
                 return Err(super::interrupted());
@@ -436,7 +441,8 @@ impl Engine {
             Some(parent) => !self.parent_is_safe(parent).await?,
             None => false,
         };
-        if lost.is_empty() && gone.is_empty() && !parent_gone {
+        let orphaned = self.is_orphaned(commit.run).await?;
+        if lost.is_empty() && gone.is_empty() && !parent_gone && !orphaned {
             return Ok(());
         }
         for name in gone {
@@ -449,11 +455,20 @@ impl Engine {
             self.record_damage(commit.run, "commit", Damage::PARENT_SWEPT)
                 .await?;
         }
+        if orphaned {
+            self.record_damage(commit.run, "commit", Damage::ORPHANED).await?;
+        }
         Err(Error::failed(format!(
             "what run {} draws on was removed while it was written",
             commit.run
         ))
         .hint("The point is recorded as damaged and is not offered; run again."))
+    }
+
+    /// Whether a pruner has said that it sweeps this run, which had no commit then.
+    async fn is_orphaned(&self, run: RunId) -> Result<bool> {
+        let tombstone = self.repository.tombstone(&self.source, run).await?;
+        Ok(tombstone.is_some_and(|t| t.reason == Tombstone::ORPHAN))
     }
 
     /// Packs, manifests and digests of older runs that are not there with their size.

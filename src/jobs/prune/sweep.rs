@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::jobs::Session;
 use crate::jobs::report::{PruneReport, Swept};
 use crate::repository::catalog::Catalog;
+use crate::repository::documents::Tombstone;
 use crate::repository::{Repository, layout};
 use crate::store::{Fault, ObjectInfo};
 use crate::types::{Key, RunId, SourceName};
@@ -414,8 +415,17 @@ async fn carry_out(
     if commit_is_there(session, repository, source, run).await? {
         return Ok(false);
     }
+    if removal.why == "orphan" {
+        // Said first, then looked once more: a writer puts its commit, then looks for this. One of the two sees the other,
+        // however long either slept.
+        super::entomb(session, repository, source, run, Tombstone::ORPHAN).await?;
+        if commit_is_there(session, repository, source, run).await? {
+            delete(repository, &layout::tombstone(source, run), report).await?;
+            return Ok(false);
+        }
+    }
     for object in &removal.objects {
-        // Looked for before each: a writer that slept may have put it meanwhile, and have found all that it draws on.
+        // Looked for before each, so that less is lost of a run whose writer wakes just now.
         if removal.why == "orphan" && commit_is_there(session, repository, source, run).await? {
             return Ok(false);
         }
@@ -424,7 +434,7 @@ async fn carry_out(
             return Ok(true);
         }
     }
-    if removal.all && catalog.tombstones.contains_key(&run) {
+    if removal.all && (removal.why == "orphan" || catalog.tombstones.contains_key(&run)) {
         session.world.crash.reach("before a tombstone is deleted")?;
         delete(repository, &layout::tombstone(source, run), report).await?;
     }

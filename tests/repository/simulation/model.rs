@@ -110,8 +110,17 @@ impl Model {
             text.parse::<DateTime<Utc>>().expect("a time")
         };
         let partial = commit["partial"].as_bool().expect("partial");
-        if let Some(known) = self.points.get(key) {
-            if known.deleted {
+        if let Some(known) = self.points.get_mut(key) {
+            if !known.deleted {
+                return;
+            }
+            // One that slept between looking for its commit and sending it can not know that another attempt of it was
+            // stored after all, shown, and swept. Its run must then say that the point does not restore.
+            if !known.confirmed && self.sleepers.contains(&actor) && self.slept.contains(key) {
+                known.deleted = false;
+                known.stored = now;
+                self.to_learn.insert(key.clone());
+            } else {
                 self.violation(format!("{key} came back after it was deleted"));
             }
             return;
