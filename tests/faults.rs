@@ -13,6 +13,8 @@ mod harness;
 mod kill;
 #[path = "daemon/notices.rs"]
 mod notices;
+#[path = "daemon/page.rs"]
+mod page;
 #[path = "faults/postgres.rs"]
 mod postgres;
 #[path = "daemon/process.rs"]

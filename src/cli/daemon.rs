@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_cron_scheduler::{Job, JobScheduler};
 
 use super::Surroundings;
@@ -34,20 +34,14 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
         None => None,
     };
     let shown = Arc::new(Mutex::new(Shown::default()));
-    let server = http::serve(
-        session.policy.http.listen,
-        token,
-        shown.clone(),
-        session.world.clone(),
-        session.cancel.clone(),
-    )
-    .await?;
+    let (ask, asked) = mpsc::channel(1);
+    let server = http::serve(&session, token, shown.clone(), ask).await?;
     let reload = Arc::new(Notify::new());
     let mut hangup = signal(SignalKind::hangup()).doing(|| "signals can not be listened to")?;
-    let asked = reload.clone();
+    let rung = reload.clone();
     let hangups = tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            asked.notify_one();
+            rung.notify_one();
         }
     });
     let (wake, _waker) = waker().await?;
@@ -58,6 +52,7 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
         load: Arc::new(move || load::policy(path.as_deref(), &lookup)),
         reload,
         wake,
+        asked,
         tell: Arc::new(move |now: &Shown| {
             notify(now, &ready);
             *shown.lock().unwrap_or_else(PoisonError::into_inner) = now.clone();

@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 
+use super::points::Points;
+use super::shown::{Shown, ShownTask};
 use super::task::{Ended, Resolved, Task};
 use super::tell;
 use crate::error::Result;
 use crate::policy::Policy;
 use crate::schedule::due::{self, Timetable, Waiting};
 use crate::state::ledger::notices::Owed;
-use crate::state::ledger::{Ledger, Outcome, SlotRecord, Totals};
+use crate::state::ledger::points::Looked;
+use crate::state::ledger::{Ledger, Outcome, SlotRecord};
+use crate::types::{RunId, SourceName};
 
 /// When something that failed and is none of a run's business is tried again: the ledger, the repository at the start.
 const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
@@ -20,6 +24,8 @@ const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
 const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
 /// Tasks for which the repository is asked at once.
 const ASKED_AT_ONCE: usize = 8;
+/// A source is not quiet before so long, however often it runs.
+const QUIET_LEAST: TimeDelta = TimeDelta::hours(1);
 /// Notices that are delivered at once.
 const DELIVERED_AT_ONCE: u32 = 4;
 
@@ -31,6 +37,8 @@ pub enum Step {
     Start(Task, DateTime<Utc>),
     /// Deliver a notice.
     Deliver(Owed),
+    /// Ask the repository for a source's points: those that are not known yet, or one.
+    Look(SourceName, BTreeSet<RunId>, Option<RunId>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -52,8 +60,12 @@ struct Entry {
     look: Option<DateTime<Utc>>,
     priority: i32,
     rpo: Option<Duration>,
+    /// The usual time between its slots.
+    interval: Option<Duration>,
     /// No longer in the policy; goes when its run has ended.
     gone: bool,
+    /// As it is shown; none: something of it has changed.
+    shown: Option<ShownTask>,
 }
 
 impl Entry {
@@ -61,79 +73,25 @@ impl Entry {
     fn is_known(&self) -> bool {
         !matches!(self.phase, Phase::Unknown(_) | Phase::Resolving)
     }
-}
 
-/// A task as it is shown.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ShownTask {
-    /// Its key.
-    pub key: String,
-    /// When it starts next.
-    pub next: Option<DateTime<Utc>>,
-    /// The slot that it answers for just now.
-    pub running: Option<DateTime<Utc>>,
-    /// The slot that waits for its turn.
-    pub waiting: Option<DateTime<Utc>>,
-    /// What is settled is known.
-    pub known: bool,
-    /// Its objective.
-    pub rpo: Option<Duration>,
-    /// Counts over all restarts.
-    pub totals: Totals,
-    /// Since when its slots are not done.
-    pub trouble: Option<DateTime<Utc>>,
-}
-
-/// What the daemon shows of itself.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Shown {
-    /// Its tasks, by key.
-    pub tasks: Vec<ShownTask>,
-    /// How the last reload went, and when.
-    pub reload: Option<(DateTime<Utc>, bool)>,
-    /// Notices that nobody took yet.
-    pub owed: u32,
-    /// When the loop turned last, since boot.
-    pub turned: Option<Duration>,
-    /// It was told to stop.
-    pub stopping: bool,
-}
-
-impl Shown {
-    /// One sentence.
-    pub fn sentence(&self) -> String {
-        if self.stopping {
-            return "Stopping.".to_owned();
+    fn show(&self, task: &Task, ledger: &Ledger, now: DateTime<Utc>) -> ShownTask {
+        let key = task.key();
+        ShownTask {
+            next: self.timetable.next_starts(now, 1).first().copied(),
+            running: match self.phase {
+                Phase::Running(slot) => Some(slot),
+                _ => None,
+            },
+            waiting: match self.phase {
+                Phase::Waiting(slot) => Some(slot),
+                _ => None,
+            },
+            known: self.is_known(),
+            rpo: self.rpo,
+            totals: ledger.totals(&key).unwrap_or_default(),
+            trouble: ledger.trouble(&key).ok().flatten().map(|t| t.since),
+            key,
         }
-        let running: Vec<&str> = self
-            .tasks
-            .iter()
-            .filter(|t| t.running.is_some())
-            .map(|t| t.key.as_str())
-            .collect();
-        let next = self
-            .tasks
-            .iter()
-            .filter_map(|t| Some((t.next?, t.key.as_str())))
-            .min();
-        let unknown = self.tasks.iter().filter(|t| !t.known).count();
-        let mut parts = vec![match self.tasks.len() {
-            1 => "1 task".to_owned(),
-            n => format!("{n} tasks"),
-        }];
-        if unknown > 0 {
-            parts.push(format!("{unknown} waiting for the repository"));
-        }
-        if !running.is_empty() {
-            parts.push(format!("under way: {}", running.join(", ")));
-        }
-        if let Some((at, key)) = next {
-            parts.push(format!("next: {key} at {}", at.format("%Y-%m-%d %H:%M:%SZ")));
-        }
-        if self.reload.is_some_and(|(_, taken)| !taken) {
-            parts.push("the policy on disk is bad, an older one is in use".to_owned());
-        }
-        parts.join("; ")
     }
 }
 
@@ -141,11 +99,12 @@ impl Shown {
 pub struct Board {
     ledger: Ledger,
     entries: BTreeMap<Task, Entry>,
+    points: Points,
     /// The clock at the last turn: a step back makes everything be looked at.
     last: Option<DateTime<Utc>>,
     policy: Arc<Policy>,
-    /// Notices that are being delivered.
-    delivering: BTreeSet<i64>,
+    /// Notices that are being delivered, and to where: one after the other to each place, in the order of what happened.
+    delivering: BTreeMap<i64, (String, String)>,
     /// When objectives and notices are looked at again.
     look_around: DateTime<Utc>,
     shown: Shown,
@@ -159,19 +118,20 @@ impl Board {
     ///
     /// # Errors
     /// A schedule that can not be read.
-    pub fn new(ledger: Ledger, policy: &Arc<Policy>) -> Result<Self> {
+    pub fn new(ledger: Ledger, policy: &Arc<Policy>, writer: String, now: DateTime<Utc>) -> Result<Self> {
         let mut board = Self {
             ledger,
             entries: BTreeMap::new(),
+            points: Points::new(writer),
             last: None,
             policy: policy.clone(),
-            delivering: BTreeSet::new(),
+            delivering: BTreeMap::new(),
             look_around: DateTime::UNIX_EPOCH,
             shown: Shown::default(),
             changed: true,
             stopping: false,
         };
-        board.take(policy)?;
+        board.take(policy, now)?;
         Ok(board)
     }
 
@@ -184,9 +144,11 @@ impl Board {
     ///
     /// # Errors
     /// A schedule that can not be read; nothing is changed then.
-    pub fn take(&mut self, policy: &Arc<Policy>) -> Result<()> {
+    pub fn take(&mut self, policy: &Arc<Policy>, now: DateTime<Utc>) -> Result<()> {
         let tasks = Task::of_policy(policy)?;
         self.policy = policy.clone();
+        self.points.take(policy, &self.ledger, now);
+        (self.shown.environment, self.shown.zone) = (policy.environment.to_string(), policy.timezone);
         for entry in self.entries.values_mut() {
             entry.gone = true;
         }
@@ -196,6 +158,7 @@ impl Board {
                 _ => None,
             };
             let (priority, rpo) = source.map_or((0, None), |s| (s.priority, s.objective.rpo));
+            let interval = source.and_then(|s| crate::jobs::status::interval(s, now));
             let entry = self.entries.entry(task).or_insert_with(|| Entry {
                 timetable: timetable.clone(),
                 phase: Phase::Unknown(DateTime::UNIX_EPOCH),
@@ -203,9 +166,12 @@ impl Board {
                 look: None,
                 priority,
                 rpo,
+                interval,
                 gone: false,
+                shown: None,
             });
             (entry.timetable, entry.priority, entry.rpo, entry.gone) = (timetable, priority, rpo, false);
+            (entry.interval, entry.shown) = (interval, None);
             entry.look = Some(DateTime::UNIX_EPOCH);
         }
         self.drop_gone();
@@ -242,39 +208,59 @@ impl Board {
                             entry.phase = Phase::Unknown(now + TRY_AGAIN);
                         }
                     }
-                    self.changed = true;
+                    (self.changed, entry.shown) = (true, None);
                 }
                 _ => {}
             }
             let look = entry.phase == Phase::Idle && !entry.gone;
             if look && (stepped_back || entry.look.is_some_and(|at| at <= now)) {
-                self.changed = true;
+                (self.changed, entry.shown) = (true, None);
                 decide(&mut self.ledger, task, entry, now);
             }
         }
         steps.extend(self.start(now, concurrency));
+        // What is settled is asked for first.
+        let free = ASKED_AT_ONCE.saturating_sub(asking + self.points.looking());
+        steps.extend(self.points.steps(&self.ledger, now, free));
         if stepped_back || self.look_around <= now {
             self.look_around = now + LOOK_AROUND;
             self.objectives(now);
-            self.changed = true;
+            // When the next slot is, a clock that was set back tells anew.
+            self.changed |= stepped_back;
+            let owed = self.ledger.owed_count().unwrap_or_default();
+            self.changed |= owed != self.shown.owed;
             steps.extend(self.notices(now));
         }
         steps
     }
 
-    /// Sources whose last point is older than their objective.
+    /// Sources whose newest point is older than their objective, and those of which nothing is heard.
     fn objectives(&mut self, now: DateTime<Utc>) {
-        for (task, entry) in &self.entries {
-            let Some(rpo) = entry
-                .rpo
-                .and_then(|rpo| TimeDelta::from_std(rpo).ok())
-                .filter(|_| entry.is_known())
-            else {
+        for (task, entry) in &mut self.entries {
+            let Task::Run(source) = task else { continue };
+            if !entry.is_known() || entry.gone {
                 continue;
-            };
+            }
+            let running = matches!(entry.phase, Phase::Running(_));
             let told = self.ledger.totals(&task.key()).and_then(|totals| {
-                let age = totals.last_done.map(|at| now - at);
-                tell::objective(&mut self.ledger, &self.policy, task, age, rpo, now)
+                let points = self.points.of(source).copied().unwrap_or_default();
+                // Before the repository was asked, what this daemon did is all that is known.
+                let (since, never) = if points.first_looked.is_some() {
+                    (points.newest.or(points.first_looked), points.newest.is_none())
+                } else {
+                    (totals.last_done, false)
+                };
+                if let Some(rpo) = entry.rpo.and_then(|rpo| TimeDelta::from_std(rpo).ok()) {
+                    let age = (since.map(|at| now - at), never);
+                    tell::objective(&mut self.ledger, &self.policy, task, age, rpo, now)?;
+                }
+                let heard = totals.last_ended.max(points.first_looked);
+                let patience = entry.interval.and_then(|i| TimeDelta::from_std(i * 2).ok());
+                if let (Some(heard), Some(patience)) = (heard, patience) {
+                    let silence = (now - heard, patience.max(QUIET_LEAST));
+                    tell::quiet(&mut self.ledger, &self.policy, task, silence, running, now)?;
+                }
+                Ok(())
             });
             if let Err(e) = told {
                 tracing::error!(task = task.key(), error = %e.chain(), "whether an objective is missed could not be written down");
@@ -291,11 +277,15 @@ impl Board {
                 return Vec::new();
             }
         };
-        let new: Vec<Owed> = owed
-            .into_iter()
-            .filter(|o| self.delivering.insert(o.id))
-            .collect();
-        new.into_iter().map(Step::Deliver).collect()
+        let mut steps = Vec::new();
+        for owed in owed {
+            let place = (owed.to.clone(), owed.place.clone());
+            if !self.delivering.values().any(|busy| *busy == place) {
+                self.delivering.insert(owed.id, place);
+                steps.push(Step::Deliver(owed));
+            }
+        }
+        steps
     }
 
     /// A notice was taken, is owed to nobody any more (`None`), or was not taken.
@@ -360,7 +350,11 @@ impl Board {
             if free > 0
                 && let Some((task, entry)) = found
             {
-                entry.phase = Phase::Running(next.slot);
+                (entry.phase, entry.shown) = (Phase::Running(next.slot), None);
+                self.look_around = now;
+                if let Err(e) = tell::began(&mut self.ledger, &self.policy, task, next.slot, now) {
+                    tracing::error!(task = task.key(), error = %e.chain(), "a ping could not be written down");
+                }
                 steps.push(Step::Start(task.clone(), next.slot));
                 free -= 1;
                 self.changed = true;
@@ -375,6 +369,7 @@ impl Board {
         let Some(entry) = self.entries.get_mut(task) else {
             return;
         };
+        entry.shown = None;
         let written = resolved.and_then(|resolved| {
             let key = task.key();
             self.ledger.settle(&key, resolved.settled, &[], None, now)?;
@@ -421,9 +416,46 @@ impl Board {
             tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "a slot that was cut off could not be given back");
         }
         if let Some(entry) = self.entries.get_mut(task) {
-            (entry.phase, entry.look) = (Phase::Idle, Some(now));
+            (entry.phase, entry.look, entry.shown) = (Phase::Idle, Some(now), None);
+        }
+        match (task, ended.run) {
+            (Task::Run(source), Some(run)) => self.points.made(source, run),
+            (Task::Run(_), None) => {}
+            (Task::Prune | Task::Verify, _) => self.points.changed(),
         }
         self.drop_gone();
+    }
+
+    /// What a look into the repository found.
+    pub fn looked(&mut self, source: &SourceName, found: Result<Looked>, now: DateTime<Utc>) {
+        (self.changed, self.look_around) = (true, now);
+        self.points.looked(&mut self.ledger, source, found, now);
+    }
+
+    /// Somebody asks for a run now: its slot is this minute's, and waits for its turn as others do. `false`: it is under
+    /// way, or not known yet.
+    pub fn run_now(&mut self, source: &SourceName, now: DateTime<Utc>) -> bool {
+        let task = Task::Run(source.clone());
+        let Some(entry) = self
+            .entries
+            .get_mut(&task)
+            .filter(|e| !e.gone && e.phase == Phase::Idle)
+        else {
+            return false;
+        };
+        let second = TimeDelta::seconds(1);
+        let slot = now
+            .duration_trunc(second)
+            .unwrap_or(now)
+            .max(entry.settled + second);
+        if let Err(e) = self.ledger.settle(&task.key(), slot, &[], Some(slot), now) {
+            tracing::error!(task = task.key(), error = %e.chain(), "the daemon's memory can not be written; nothing is run");
+            return false;
+        }
+        tracing::info!(task = task.key(), slot = %slot, "a run was asked for");
+        (entry.settled, entry.phase, entry.look, entry.shown) = (slot, Phase::Waiting(slot), None, None);
+        self.changed = true;
+        true
     }
 
     fn drop_gone(&mut self) {
@@ -463,7 +495,9 @@ impl Board {
             Phase::Idle => entry.look,
             _ => None,
         });
-        let next = next.chain([self.look_around]);
+        let may_look = self.asking() + self.points.looking() < ASKED_AT_ONCE;
+        let looks = self.points.next().filter(|_| may_look);
+        let next = next.chain([self.look_around]).chain(looks);
         next.min()
             .map_or(Duration::MAX, |at| (at - now).to_std().unwrap_or_default())
     }
@@ -473,26 +507,15 @@ impl Board {
         self.shown.turned = Some(since_boot);
         if std::mem::take(&mut self.changed) || self.shown.stopping != self.stopping {
             self.shown.stopping = self.stopping;
-            self.shown.tasks = self
-                .entries
-                .iter()
-                .map(|(task, entry)| ShownTask {
-                    key: task.key(),
-                    next: entry.timetable.next_starts(now, 1).first().copied(),
-                    running: match entry.phase {
-                        Phase::Running(slot) => Some(slot),
-                        _ => None,
-                    },
-                    waiting: match entry.phase {
-                        Phase::Waiting(slot) => Some(slot),
-                        _ => None,
-                    },
-                    known: entry.is_known(),
-                    rpo: entry.rpo,
-                    totals: self.ledger.totals(&task.key()).unwrap_or_default(),
-                    trouble: self.ledger.trouble(&task.key()).ok().flatten().map(|t| t.since),
-                })
-                .collect();
+            let mut tasks = Vec::with_capacity(self.entries.len());
+            for (task, entry) in &mut self.entries {
+                if entry.shown.is_none() {
+                    entry.shown = Some(entry.show(task, &self.ledger, now));
+                }
+                tasks.extend(entry.shown.clone());
+            }
+            self.shown.tasks = tasks;
+            self.shown.sources = self.points.shown();
             self.shown.owed = self.ledger.owed_count().unwrap_or_default();
         }
         &self.shown

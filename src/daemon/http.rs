@@ -1,30 +1,42 @@
-//! Health, readiness and metrics over HTTP.
+//! Health, readiness, metrics and the status page over HTTP.
 //!
-//! Health says that the loop turns and nothing else: a missed objective must never get a running backup killed.
+//! Health says that the loop turns and nothing else: a missed objective must never get a running backup killed. Everything
+//! but health and readiness needs the token.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use chrono::{DateTime, Utc};
+use axum::routing::{get, post};
+use base64::Engine as _;
+use bytes::Bytes;
+use chrono::DateTime;
+use sha2::Digest as _;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
-use super::Shown;
+use super::page::{html, view};
+use super::{Asked, Shown, metrics};
 use crate::clock::World;
 use crate::error::{Error, Result};
+use crate::jobs::Session;
 use crate::secret::SecretText;
+use crate::state::ledger::Ledger;
+use crate::types::SourceName;
 
 /// The loop is woken every second; when it has not turned for so long, it hangs.
 const ALIVE: Duration = Duration::from_secs(120);
 /// How long open connections may hold up the end.
 const END: Duration = Duration::from_secs(2);
+
+/// Bodies are longer than this only by mistake or malice.
+const BODY_MAX: usize = 4096;
 
 /// What the handlers see.
 #[derive(Clone)]
@@ -32,11 +44,21 @@ struct Seen {
     shown: Arc<Mutex<Shown>>,
     token: Option<Arc<SecretText>>,
     world: World,
+    state: Arc<PathBuf>,
+    ask: mpsc::Sender<Asked>,
 }
 
 impl Seen {
     fn shown(&self) -> Shown {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the button of a source's page sends along.
+    fn seal(&self, source: &str) -> Option<String> {
+        let token = self.token.as_ref()?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes());
+        let tag = hmac::sign(&key, format!("run now: {source}").as_bytes());
+        Some(crate::types::hex(tag.as_ref()))
     }
 }
 
@@ -61,12 +83,12 @@ impl Server {
 /// # Errors
 /// The address is taken or not this host's.
 pub async fn serve(
-    listen: SocketAddr,
+    session: &Session,
     token: Option<SecretText>,
     shown: Arc<Mutex<Shown>>,
-    world: World,
-    cancel: CancellationToken,
+    ask: mpsc::Sender<Asked>,
 ) -> Result<Server> {
+    let (listen, cancel) = (session.policy.http.listen, session.cancel.clone());
     let failed = |e| {
         Error::failed(format!("can not listen on {listen}"))
             .hint("Another daemon may have it: set http.listen to an address that is free.")
@@ -77,12 +99,21 @@ pub async fn serve(
     let seen = Seen {
         shown,
         token: token.map(Arc::new),
-        world,
+        world: session.world.clone(),
+        state: Arc::new(session.policy.state_dir.clone()),
+        ask,
     };
     let router = Router::new()
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics_of))
+        .route("/", get(front))
+        .route("/sources/{name}", get(source))
+        .route("/sources/{name}/run", post(run_now))
+        .route("/sources/{name}/slots/{slot}", get(source_slot))
+        .route("/tasks/{key}", get(task))
+        .route("/tasks/{key}/slots/{slot}", get(task_slot))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(seen);
     let work = tokio::spawn(async move {
         axum::serve(listener, router)
@@ -155,234 +186,203 @@ async fn ready(State(seen): State<Seen>) -> Response {
     (code, format!("{}\n", shown.sentence())).into_response()
 }
 
-async fn metrics(State(seen): State<Seen>, headers: HeaderMap) -> Response {
+/// What asks for the token: `None` when it was given, as a bearer or as the password of any user (which browsers ask for).
+fn refused(seen: &Seen, headers: &HeaderMap) -> Option<Response> {
     let Some(token) = &seen.token else {
-        let text = "metrics need a token: set http.token in the policy\n";
-        return (StatusCode::FORBIDDEN, text).into_response();
+        let text = "this needs a token: set http.token in the policy\n";
+        return Some((StatusCode::FORBIDDEN, text).into_response());
     };
-    let given = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
+    let given = headers.get(header::AUTHORIZATION).map(|v| v.as_bytes());
+    let bearer = given.and_then(|v| v.strip_prefix(b"Bearer ")).map(<[u8]>::to_vec);
+    let basic = given
+        .and_then(|v| v.strip_prefix(b"Basic "))
+        .and_then(|v| base64::engine::general_purpose::STANDARD.decode(v).ok())
+        .and_then(|v| Some(v[v.iter().position(|b| *b == b':')? + 1..].to_vec()));
     // Compared by digest, so that the time tells nothing.
-    let same = given.is_some_and(|given| blake3::hash(given) == blake3::hash(token.expose().as_bytes()));
-    if !same {
-        return (StatusCode::UNAUTHORIZED, "wrong or missing token\n").into_response();
+    let wanted = blake3::hash(token.expose().as_bytes());
+    if bearer
+        .or(basic)
+        .is_some_and(|given| blake3::hash(&given) == wanted)
+    {
+        return None;
+    }
+    let ask = [(
+        header::WWW_AUTHENTICATE,
+        "Basic realm=\"Lifeboat: any user, the token as password\"",
+    )];
+    Some((StatusCode::UNAUTHORIZED, ask, "wrong or missing token\n").into_response())
+}
+
+async fn metrics_of(State(seen): State<Seen>, headers: HeaderMap) -> Response {
+    if let Some(refused) = refused(&seen, &headers) {
+        return refused;
     }
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], exposition(&seen.shown())).into_response()
+    ([(header::CONTENT_TYPE, kind)], metrics::exposition(&seen.shown())).into_response()
 }
 
-/// The metrics as Prometheus reads them (its text format 0.0.4). Timestamps of what succeeded, never a last status.
-pub fn exposition(shown: &Shown) -> String {
-    let mut out = String::new();
-    let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, f64)>| {
-        if samples.is_empty() {
-            return;
-        }
-        // Writing to a String can not fail.
-        let _ = writeln!(
-            out,
-            "# HELP lifeboat_{name} {help}\n# TYPE lifeboat_{name} {kind}"
-        );
-        for (labels, value) in samples {
-            let _ = writeln!(out, "lifeboat_{name}{labels} {value}");
-        }
-    };
-    let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
-    family(
-        "build_info",
-        "gauge",
-        "The version that runs.",
-        vec![(version, 1.0)],
-    );
-    let of_tasks = |value: &dyn Fn(&super::board::ShownTask) -> Option<f64>| -> Vec<(String, f64)> {
-        let sample = |t: &super::board::ShownTask| Some((format!("{{task=\"{}\"}}", t.key), value(t)?));
-        shown.tasks.iter().filter_map(sample).collect()
-    };
-    let seconds = |at: Option<DateTime<Utc>>| at.map(|at| at.timestamp_millis() as f64 / 1000.0);
-    family(
-        "last_success_timestamp_seconds",
-        "gauge",
-        "When a slot was done last.",
-        of_tasks(&|t| seconds(t.totals.last_done)),
-    );
-    family(
-        "last_attempt_timestamp_seconds",
-        "gauge",
-        "When a slot was begun last.",
-        of_tasks(&|t| seconds(t.totals.last_begun)),
-    );
-    family(
-        "next_run_timestamp_seconds",
-        "gauge",
-        "When the next one begins.",
-        of_tasks(&|t| seconds(t.next)),
-    );
-    family(
-        "rpo_target_seconds",
-        "gauge",
-        "The recovery point objective.",
-        of_tasks(&|t| t.rpo.map(|d| d.as_secs_f64())),
-    );
-    family(
-        "running",
-        "gauge",
-        "Whether a slot is under way.",
-        of_tasks(&|t| Some(f64::from(u8::from(t.running.is_some())))),
-    );
-    family(
-        "waiting",
-        "gauge",
-        "Whether a slot waits for its turn.",
-        of_tasks(&|t| Some(f64::from(u8::from(t.waiting.is_some())))),
-    );
-    let results = shown.tasks.iter().flat_map(|t| {
-        let totals = [
-            ("done", t.totals.done),
-            ("failed", t.totals.failed),
-            ("interrupted", t.totals.interrupted),
-        ];
-        totals.map(|(result, n)| {
-            (
-                format!("{{task=\"{}\",result=\"{result}\"}}", t.key),
-                f64::from(n),
-            )
-        })
+/// Makes a page from what is shown and remembered, where blocking is allowed. `None`: there is no such page.
+async fn page(
+    seen: Seen,
+    headers: HeaderMap,
+    make: impl FnOnce(&Seen, &Shown, &Ledger) -> Result<Option<String>> + Send + 'static,
+) -> Response {
+    if let Some(refused) = refused(&seen, &headers) {
+        return refused;
+    }
+    let work = tokio::task::spawn_blocking(move || {
+        let ledger = Ledger::read_only(&seen.state)?;
+        make(&seen, &seen.shown(), &ledger)
     });
-    family(
-        "runs_total",
-        "counter",
-        "Slots by how they ended, over all restarts.",
-        results.collect(),
-    );
-    family(
-        "slots_passed_total",
-        "counter",
-        "Slots that no run answered for, over all restarts.",
-        of_tasks(&|t| Some(f64::from(t.totals.passed))),
-    );
-    family(
-        "trouble_since_timestamp_seconds",
-        "gauge",
-        "Since when slots are not done.",
-        of_tasks(&|t| seconds(t.trouble)),
-    );
-    family(
-        "notices_owed",
-        "gauge",
-        "Notices that nobody took yet.",
-        vec![(String::new(), f64::from(shown.owed))],
-    );
-    if let Some((at, taken)) = shown.reload {
-        family(
-            "config_reload_success",
-            "gauge",
-            "Whether the policy on disk is the one in use.",
-            vec![(String::new(), f64::from(u8::from(taken)))],
-        );
-        family(
-            "config_reload_timestamp_seconds",
-            "gauge",
-            "When the policy was read anew last.",
-            vec![(String::new(), at.timestamp_millis() as f64 / 1000.0)],
-        );
+    let made = work
+        .await
+        .unwrap_or_else(|e| Err(Error::failed("the page can not be made").because(e)));
+    match made {
+        Ok(Some(text)) => {
+            let digest = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(html::STYLE));
+            let policy = format!(
+                "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+            );
+            let headers = [
+                (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+                (header::CONTENT_SECURITY_POLICY, policy),
+                (header::CACHE_CONTROL, "no-store".to_owned()),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+                (header::REFERRER_POLICY, "no-referrer".to_owned()),
+            ];
+            (headers, text).into_response()
+        }
+        Ok(None) => (StatusCode::NOT_FOUND, "there is no such page\n").into_response(),
+        Err(e) => {
+            tracing::warn!(error = %e.chain(), "a status page can not be made");
+            let text = "the daemon's memory can not be read just now; the log says why\n";
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
     }
-    out
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
+async fn front(State(seen): State<Seen>, headers: HeaderMap) -> Response {
+    page(seen, headers, |seen, shown, ledger| {
+        let view = view::overview(shown, ledger, seen.world.clock.now())?;
+        Ok(Some(html::overview(&view)))
+    })
+    .await
+}
 
-    use super::super::board::ShownTask;
-    use super::*;
-    use crate::state::ledger::Totals;
+async fn source(
+    State(seen): State<Seen>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    page(seen, headers, move |seen, shown, ledger| {
+        let view = view::source(shown, ledger, &name, seen.world.clock.now())?;
+        let asked = query.as_deref() == Some("asked");
+        Ok(view.map(|view| {
+            let seal = seen.seal(&name).filter(|_| view.line.scheduled);
+            html::source(&view, seal.as_deref(), asked)
+        }))
+    })
+    .await
+}
 
-    fn shown() -> Shown {
-        let at = |text: &str| Some(text.parse::<DateTime<Utc>>().unwrap());
-        let task = |key: &str, last_done| ShownTask {
-            key: key.to_owned(),
-            next: at("2026-11-26T11:00:00Z"),
-            running: at("2026-11-26T10:00:00Z"),
-            waiting: None,
-            known: true,
-            rpo: Some(Duration::from_secs(7200)),
-            totals: Totals {
-                done: 7,
-                failed: 2,
-                interrupted: 1,
-                passed: 3,
-                last_begun: at("2026-11-26T10:00:00.5Z"),
-                last_done,
-            },
-            trouble: at("2026-11-26T09:00:00Z"),
+async fn source_slot(
+    State(seen): State<Seen>,
+    Path((name, slot)): Path<(String, i64)>,
+    headers: HeaderMap,
+) -> Response {
+    let (key, base) = (format!("run {name}"), format!("/sources/{name}"));
+    slot_page(seen, headers, key, base, slot).await
+}
+
+async fn task_slot(
+    State(seen): State<Seen>,
+    Path((key, slot)): Path<(String, i64)>,
+    headers: HeaderMap,
+) -> Response {
+    let base = format!("/tasks/{key}");
+    slot_page(seen, headers, key, base, slot).await
+}
+
+async fn slot_page(seen: Seen, headers: HeaderMap, key: String, base: String, slot: i64) -> Response {
+    page(seen, headers, move |seen, shown, ledger| {
+        let Some(slot) = DateTime::from_timestamp_millis(slot) else {
+            return Ok(None);
         };
-        Shown {
-            tasks: vec![task("run app", at("2026-11-26T09:00:02Z")), task("run new", None)],
-            reload: Some(("2026-11-26T08:00:00Z".parse().unwrap(), true)),
-            owed: 4,
-            turned: Some(Duration::from_secs(1)),
-            stopping: false,
-        }
-    }
-
-    #[test]
-    fn the_exposition_is_what_it_was() {
-        let text = exposition(&shown());
-        for line in [
-            "# TYPE lifeboat_last_success_timestamp_seconds gauge",
-            "lifeboat_last_success_timestamp_seconds{task=\"run app\"} 1795683602",
-            "lifeboat_last_attempt_timestamp_seconds{task=\"run app\"} 1795687200.5",
-            "lifeboat_next_run_timestamp_seconds{task=\"run new\"} 1795690800",
-            "lifeboat_rpo_target_seconds{task=\"run app\"} 7200",
-            "# TYPE lifeboat_runs_total counter",
-            "lifeboat_runs_total{task=\"run app\",result=\"done\"} 7",
-            "lifeboat_runs_total{task=\"run app\",result=\"failed\"} 2",
-            "lifeboat_runs_total{task=\"run app\",result=\"interrupted\"} 1",
-            "lifeboat_slots_passed_total{task=\"run app\"} 3",
-            "lifeboat_running{task=\"run app\"} 1",
-            "lifeboat_waiting{task=\"run app\"} 0",
-            "lifeboat_trouble_since_timestamp_seconds{task=\"run app\"} 1795683600",
-            "lifeboat_notices_owed 4",
-            "lifeboat_config_reload_success 1",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
-        }
-        // What never succeeded has no time of success: an age would hide it.
-        assert!(!text.contains("lifeboat_last_success_timestamp_seconds{task=\"run new\"}"));
-        assert!(text.contains(concat!(
-            "lifeboat_build_info{version=\"",
-            env!("CARGO_PKG_VERSION"),
-            "\"} 1"
-        )));
-    }
-
-    #[test]
-    fn every_metric_of_the_alert_rules_is_exposed() {
-        let rules = include_str!("../../packaging/prometheus/lifeboat.rules.yml");
-        let names = |text: &str| -> BTreeSet<String> {
-            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-            words
-                .filter(|w| w.starts_with("lifeboat_"))
-                .map(str::to_owned)
-                .collect()
+        let about = html::About {
+            environment: &shown.environment,
+            key: &key,
+            base: &base,
+            made: (seen.world.clock.now(), shown.zone),
         };
-        let exposed = names(&exposition(&shown()));
-        let named = names(rules);
-        assert!(named.len() >= 9, "{named:?}");
-        assert!(named.is_subset(&exposed), "{:?}", named.difference(&exposed));
-        // All that tells of something has an alert; what only informs has none.
-        let informs = [
-            "build_info",
-            "last_attempt_timestamp_seconds",
-            "waiting",
-            "config_reload_timestamp_seconds",
-        ];
-        let informs: BTreeSet<String> = informs.iter().map(|n| format!("lifeboat_{n}")).collect();
-        let silent: Vec<_> = exposed
-            .difference(&named)
-            .filter(|n| !informs.contains(*n))
-            .collect();
-        assert!(silent.is_empty(), "{silent:?}");
+        Ok(ledger.slot(&key, slot)?.map(|record| html::slot(&about, &record)))
+    })
+    .await
+}
+
+async fn task(State(seen): State<Seen>, Path(key): Path<String>, headers: HeaderMap) -> Response {
+    page(seen, headers, move |seen, shown, ledger| {
+        if !shown.tasks.iter().any(|t| t.key == key) {
+            return Ok(None);
+        }
+        let about = html::About {
+            environment: &shown.environment,
+            key: &key,
+            base: &format!("/tasks/{key}"),
+            made: (seen.world.clock.now(), shown.zone),
+        };
+        Ok(Some(html::task(&about, &ledger.newest_slots(&key, view::ROWS)?)))
+    })
+    .await
+}
+
+/// Somebody wants a run now. A browser sends the password with whatever another site makes it ask for, so the page's own
+/// seal has to come along, which only who could read the page knows.
+async fn run_now(
+    State(seen): State<Seen>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if let Some(refused) = refused(&seen, &headers) {
+        return refused;
+    }
+    let elsewhere = headers
+        .get("sec-fetch-site")
+        .is_some_and(|v| v.as_bytes() != b"same-origin" && v.as_bytes() != b"none");
+    let given = url::form_urlencoded::parse(&body).find(|(key, _)| key == "seal");
+    let by_bearer = headers
+        .get(header::AUTHORIZATION)
+        .is_some_and(|v| v.as_bytes().starts_with(b"Bearer "));
+    let sealed = given.is_some_and(|(_, given)| {
+        seen.seal(&name)
+            .is_some_and(|seal| blake3::hash(seal.as_bytes()) == blake3::hash(given.as_bytes()))
+    });
+    if elsewhere || !(sealed || by_bearer) {
+        return (StatusCode::FORBIDDEN, "ask from the page of the source\n").into_response();
+    }
+    let Ok(source) = name.parse::<SourceName>() else {
+        return (StatusCode::NOT_FOUND, "there is no such source\n").into_response();
+    };
+    if !seen
+        .shown()
+        .tasks
+        .iter()
+        .any(|t| t.key == format!("run {source}"))
+    {
+        return (StatusCode::NOT_FOUND, "there is no such source on a schedule\n").into_response();
+    }
+    let (taken, answer) = oneshot::channel();
+    let sent = seen.ask.send(Asked { source, taken }).await;
+    match (sent, answer.await) {
+        (Ok(()), Ok(true)) => {
+            let to = [(header::LOCATION, format!("/sources/{name}?asked"))];
+            (StatusCode::SEE_OTHER, to, "it begins when its turn comes\n").into_response()
+        }
+        (Ok(()), Ok(false)) => {
+            let text = "a run of it is under way or waiting already, or the daemon has only begun\n";
+            (StatusCode::CONFLICT, text).into_response()
+        }
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the daemon ends\n").into_response(),
     }
 }

@@ -6,13 +6,17 @@
 
 mod board;
 pub mod http;
+pub mod metrics;
+pub mod page;
+pub mod points;
+mod shown;
 pub mod task;
 mod tell;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -23,9 +27,11 @@ use crate::jobs::Session;
 use crate::policy::Policy;
 use crate::state::StateDir;
 use crate::state::ledger::notices::Owed;
+use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome};
+use crate::types::SourceName;
 
-pub use board::Shown;
+pub use shown::{Shown, ShownTask};
 
 /// The longest time between two looks, whatever the timetables say.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -47,28 +53,42 @@ pub struct Given {
     pub reload: Arc<Notify>,
     /// Wakes the daemon.
     pub wake: Arc<Notify>,
+    /// What is asked of it over HTTP.
+    pub asked: mpsc::Receiver<Asked>,
     /// Hears of every change.
     pub tell: Tell,
+}
+
+/// A run that somebody asks for.
+#[derive(Debug)]
+pub struct Asked {
+    /// Of this source.
+    pub source: SourceName,
+    /// Whether it will be: not when one is under way, or none is known yet.
+    pub taken: oneshot::Sender<bool>,
 }
 
 enum Done {
     Resolved(Task, Result<Resolved>),
     Ended(Task, chrono::DateTime<chrono::Utc>, Ended),
     Delivered(Owed, Result<Option<()>>),
+    Looked(SourceName, Result<Looked>),
 }
 
 /// Runs until the session's token is cancelled.
 ///
 /// # Errors
 /// Another daemon has the state directory, or it can not be used at all.
-pub async fn run(given: Given) -> Result<()> {
+pub async fn run(mut given: Given) -> Result<()> {
     let state = StateDir::open(&given.session.policy.state_dir)?;
     let _lock = state.lock_daemon()?;
     let (ledger, rebuilt) = Ledger::open(&given.session.policy.state_dir)?;
     if rebuilt {
         tracing::warn!("the daemon's memory was damaged; it is rebuilt from the repository");
     }
-    let mut board = Board::new(ledger, &given.session.policy)?;
+    let writer = state.writer(&given.session.world)?;
+    let now = given.session.world.clock.now();
+    let mut board = Board::new(ledger, &given.session.policy, writer, now)?;
     let mut session = given.session.clone();
     let mut work: JoinSet<Done> = JoinSet::new();
     tracing::info!(tasks = board.len(), "the daemon is ready");
@@ -86,6 +106,11 @@ pub async fn run(given: Given) -> Result<()> {
                 settle(&mut board, &session, done);
             }
             () = given.reload.notified() => reload(&given, &mut session, &mut board),
+            Some(asked) = given.asked.recv() => {
+                let taken = board.run_now(&asked.source, session.world.clock.now());
+                // Who asked may have gone away; the run is made all the same.
+                let _ = asked.taken.send(taken);
+            }
             () = given.wake.notified() => {}
             () = session.world.clock.sleep(wait) => {}
         }
@@ -136,6 +161,18 @@ fn begin(work: &mut JoinSet<Done>, session: &Session, step: Step) {
                 Done::Delivered(owed, delivered)
             });
         }
+        Step::Look(source, known, only) => {
+            work.spawn(async move {
+                let asked = source.clone();
+                let inner = AbortOnDropHandle::new(tokio::spawn(async move {
+                    points::look(&session, &asked, known, only).await
+                }));
+                let found = inner.await.unwrap_or_else(|e| {
+                    Err(Error::failed("asking for recovery points ended unexpectedly").because(e))
+                });
+                Done::Looked(source, found)
+            });
+        }
         Step::Start(task, slot) => {
             tracing::info!(task = task.key(), slot = %slot, "a slot begins");
             work.spawn(async move {
@@ -167,6 +204,7 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
             }
             board.ended(&task, slot, ended, now);
         }
+        Ok(Done::Looked(source, found)) => board.looked(&source, found, now),
         Ok(Done::Delivered(owed, result)) => board.delivered(&owed, result, now),
         // The outer tasks await and do nothing that could panic.
         Err(e) => tracing::error!(error = %e, "a task of the daemon ended unexpectedly"),
@@ -178,7 +216,7 @@ fn reload(given: &Given, session: &mut Session, board: &mut Board) {
     let now = session.world.clock.now();
     let loaded = (given.load)().map(Arc::new).and_then(|policy| {
         if policy.state_dir == session.policy.state_dir {
-            board.take(&policy)?;
+            board.take(&policy, now)?;
             Ok(policy)
         } else {
             Err(Error::usage("state.dir is another one").hint("Restart the daemon for that."))

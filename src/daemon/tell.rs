@@ -4,8 +4,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::task::{Ended, Task};
-use crate::error::Result;
-use crate::notify::{self, Notice};
+use crate::error::{Error, Result};
+use crate::notify::ping::{Beat, Ping};
+use crate::notify::{self, Notice, mail};
 use crate::policy::{Event, PlaceKind, Policy};
 use crate::state::ledger::notices::{Owed, Trouble};
 use crate::state::ledger::{Ledger, Outcome};
@@ -47,10 +48,65 @@ pub fn ended(
         error: how.error.clone(),
         ..about(policy, &key, Event::Failure, now)
     };
-    note(ledger, policy, &key, &turn, notice, now)
+    note(ledger, policy, &key, &turn, notice, now)?;
+    // One switch stands for everything: what is well does not hide what is not.
+    let amiss = ledger.first_trouble()?;
+    let (beat, text) = match (&turn, amiss) {
+        (Turn::Gone, None) => (Beat::Success, format!("{key} is done")),
+        (Turn::Gone, Some(name)) => (Beat::Fail, format!("{key} is done, but not well: {name}")),
+        (Turn::There, _) => (
+            Beat::Fail,
+            format!(
+                "{key} failed: {}",
+                how.error.as_deref().unwrap_or("no cause is known")
+            ),
+        ),
+    };
+    ping(ledger, policy, &key, slot, (beat, text), now)
 }
 
-/// Whether a source misses its objective now.
+/// A slot begins: switches are told.
+///
+/// # Errors
+/// The ledger.
+pub fn began(
+    ledger: &mut Ledger,
+    policy: &Policy,
+    task: &Task,
+    slot: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let key = task.key();
+    let text = format!("{key} begins");
+    ping(ledger, policy, &key, slot, (Beat::Start, text), now)
+}
+
+/// Writes down a ping for every switch. An older one that nobody took is of no use any more.
+fn ping(
+    ledger: &mut Ledger,
+    policy: &Policy,
+    key: &str,
+    slot: DateTime<Utc>,
+    (beat, text): (Beat, String),
+    now: DateTime<Utc>,
+) -> Result<()> {
+    for (to, places) in &policy.notify {
+        for kind in places.places.keys().filter(|kind| kind.is_ping()) {
+            let ping = Ping {
+                beat,
+                task: key.to_owned(),
+                slot,
+                text: text.clone(),
+            };
+            let body = serde_json::to_string(&ping)
+                .map_err(|e| Error::failed("a ping can not be written").because(e))?;
+            ledger.owe_newest(to, kind.name(), &body, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a source misses its objective now: the age of its newest point, or since when it is known that there is none.
 ///
 /// # Errors
 /// The ledger.
@@ -58,7 +114,7 @@ pub fn objective(
     ledger: &mut Ledger,
     policy: &Policy,
     task: &Task,
-    age: Option<TimeDelta>,
+    (age, never): (Option<TimeDelta>, bool),
     rpo: TimeDelta,
     now: DateTime<Utc>,
 ) -> Result<()> {
@@ -69,18 +125,51 @@ pub fn objective(
         Turn::Gone
     };
     let error = age.map(|age| {
-        let minutes = |d: TimeDelta| d.num_minutes();
-        format!(
-            "the last point was done {} min ago; the objective is {} min",
-            minutes(age),
-            minutes(rpo)
-        )
+        let (age, rpo) = (age.num_minutes(), rpo.num_minutes());
+        if never {
+            format!("there is no recovery point, {age} min after it was looked for first; the objective is {rpo} min")
+        } else {
+            format!("the newest recovery point is {age} min old; the objective is {rpo} min")
+        }
     });
     let notice = Notice {
         error,
         ..about(policy, &key, Event::Objective, now)
     };
     note(ledger, policy, &format!("objective {key}"), &turn, notice, now)
+}
+
+/// Whether nothing is heard of a source: for how long no run of it ended, well or badly, and how long that may be. One that
+/// is under way is not quiet: its timeouts, and the objective, tell of it.
+///
+/// # Errors
+/// The ledger.
+pub fn quiet(
+    ledger: &mut Ledger,
+    policy: &Policy,
+    task: &Task,
+    (silence, patience): (TimeDelta, TimeDelta),
+    running: bool,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let key = task.key();
+    let turn = if silence > patience && !running {
+        Turn::There
+    } else if silence > patience {
+        return Ok(());
+    } else {
+        Turn::Gone
+    };
+    let error = format!(
+        "no run of it has ended, well or badly, for {} min; one was to be heard of every {} min",
+        silence.num_minutes(),
+        patience.num_minutes()
+    );
+    let notice = Notice {
+        error: Some(error),
+        ..about(policy, &key, Event::Quiet, now)
+    };
+    note(ledger, policy, &format!("quiet {key}"), &turn, notice, now)
 }
 
 /// A notice that says no more yet than what it is about.
@@ -125,7 +214,7 @@ fn note(
         (Turn::There, Some(before)) => {
             let tell = now - before.told >= REMIND;
             // It is looked at every few seconds, and is one and the same.
-            if !tell && notice.event == Event::Objective {
+            if !tell && notice.event != Event::Failure {
                 return Ok(());
             }
             let trouble = Trouble {
@@ -142,15 +231,11 @@ fn note(
     let mut owed = Vec::new();
     if tell {
         let body = serde_json::to_string(&notice)
-            .map_err(|e| crate::error::Error::failed("a notice can not be written").because(e))?;
+            .map_err(|e| Error::failed("a notice can not be written").because(e))?;
         for (to, places) in &policy.notify {
             if places.on.contains(&notice.event) {
-                owed.extend(
-                    places
-                        .places
-                        .keys()
-                        .map(|kind| (to.clone(), kind.name().to_owned(), body.clone())),
-                );
+                let kinds = places.places.keys().filter(|kind| !kind.is_ping());
+                owed.extend(kinds.map(|kind| (to.clone(), kind.name().to_owned(), body.clone())));
             }
         }
     }
@@ -172,9 +257,23 @@ pub async fn deliver(session: &Session, owed: &Owed) -> Result<Option<()>> {
         Some(secret) if kind == PlaceKind::Webhook => Some(session.secret(secret)?),
         _ => None,
     };
+    // What an older version owed and this one can not read is owed to nobody.
+    if kind.is_ping() {
+        let Ok(ping) = serde_json::from_str::<Ping>(&owed.body) else {
+            return Ok(None);
+        };
+        return notify::deliver_ping(kind, &url, &ping).await.map(Some);
+    }
     let Ok(notice) = serde_json::from_str::<Notice>(&owed.body) else {
         return Ok(None);
     };
+    if kind == PlaceKind::Email {
+        let Some((to, from)) = &told.email else {
+            return Ok(None);
+        };
+        let from = from.as_ref().unwrap_or(to);
+        return mail::send(&url, to, from, &notice).await.map(Some);
+    }
     notify::deliver(kind, &url, secret.as_ref(), &notice)
         .await
         .map(Some)

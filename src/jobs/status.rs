@@ -124,10 +124,7 @@ async fn source_status(
     if repository.object_lock().is_some() {
         problems.extend(unlocked(repository, name, &catalog).await?);
     }
-    let objective = policy
-        .objective
-        .rpo
-        .or_else(|| interval(policy, now).map(|d| d * 2));
+    let objective = objective(policy, now);
     let age = newest.map(|at| ((now - at).num_milliseconds() as f64 / 1000.0).max(0.0));
     match (age, objective) {
         (None, _) => problems.push("there is no recovery point".to_owned()),
@@ -168,7 +165,16 @@ async fn unlocked(
     })
 }
 
-fn interval(policy: &SourcePolicy, now: DateTime<Utc>) -> Option<Duration> {
+/// How old a source's newest point may be: its objective, else twice the interval of its schedule.
+pub fn objective(policy: &SourcePolicy, now: DateTime<Utc>) -> Option<Duration> {
+    policy
+        .objective
+        .rpo
+        .or_else(|| interval(policy, now).map(|d| d * 2))
+}
+
+/// The usual time between two slots of a source.
+pub fn interval(policy: &SourcePolicy, now: DateTime<Utc>) -> Option<Duration> {
     Schedule::parse(policy.schedule.as_deref()?, policy.timezone)
         .ok()?
         .usual_interval(now)

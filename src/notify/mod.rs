@@ -1,6 +1,9 @@
 //! Notices: what operators are told, in the shape that each place takes. Keeping them until they are delivered is the ledger's
 //! and the daemon's work.
 
+pub mod mail;
+pub mod ping;
+
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -8,6 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::ping::Ping;
 use crate::error::{Error, Result};
 use crate::policy::{Event, PlaceKind};
 use crate::secret::SecretText;
@@ -104,17 +108,10 @@ pub fn body(kind: PlaceKind, notice: &Notice) -> Result<(&'static str, String)> 
                 written(&json!({"type": "message", "attachments": [attachment]}))?,
             )
         }
-        PlaceKind::Ntfy | PlaceKind::Ping => ("text/plain; charset=utf-8", notice.text()),
+        PlaceKind::Ntfy | PlaceKind::Ping | PlaceKind::Push | PlaceKind::Email => {
+            ("text/plain; charset=utf-8", notice.text())
+        }
     })
-}
-
-/// Where a notice goes: a ping's URL tells success from failure by its end (healthchecks.io).
-fn address(kind: PlaceKind, url: &str, notice: &Notice) -> String {
-    match (kind, notice.event) {
-        (PlaceKind::Ping, Event::Recovery) => url.to_owned(),
-        (PlaceKind::Ping, _) => format!("{}/fail", url.trim_end_matches('/')),
-        _ => url.to_owned(),
-    }
 }
 
 /// Delivers a notice; done when the place says so.
@@ -127,17 +124,9 @@ pub async fn deliver(
     secret: Option<&SecretText>,
     notice: &Notice,
 ) -> Result<()> {
-    let failed = |e: reqwest::Error| {
-        Error::failed(format!("{} can not be reached", kind.name())).because(e.without_url())
-    };
-    let client = reqwest::Client::builder()
-        .timeout(PATIENCE)
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(failed)?;
     let (content_type, body) = body(kind, notice)?;
-    let mut request = client
-        .post(address(kind, url.expose(), notice))
+    let mut request = client(kind)?
+        .post(url.expose().trim())
         .header("Content-Type", content_type);
     if let Some(secret) = secret {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
@@ -147,7 +136,44 @@ pub async fn deliver(
     if kind == PlaceKind::Ntfy {
         request = request.header("Title", notice.subject());
     }
-    let answer = request.body(body).send().await.map_err(failed)?;
+    taken(kind, request.body(body)).await
+}
+
+/// Delivers a ping; done when the place says so, or is not told of such.
+///
+/// # Errors
+/// As [`deliver`].
+pub async fn deliver_ping(kind: PlaceKind, url: &SecretText, ping: &Ping) -> Result<()> {
+    if url::Url::parse(url.expose().trim()).is_err() {
+        return Err(Error::usage(format!(
+            "the URL of {} can not be read",
+            kind.name()
+        )));
+    }
+    let Some(address) = ping.address(kind, url.expose()) else {
+        return Ok(());
+    };
+    let request = match kind {
+        PlaceKind::Push => client(kind)?.get(address),
+        _ => client(kind)?.post(address).body(ping.text.clone()),
+    };
+    taken(kind, request).await
+}
+
+fn client(kind: PlaceKind) -> Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .timeout(PATIENCE)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|e| unreachable(kind, e))
+}
+
+fn unreachable(kind: PlaceKind, e: reqwest::Error) -> Error {
+    Error::failed(format!("{} can not be reached", kind.name())).because(e.without_url())
+}
+
+async fn taken(kind: PlaceKind, request: reqwest::RequestBuilder) -> Result<()> {
+    let answer = request.send().await.map_err(|e| unreachable(kind, e))?;
     if answer.status().is_success() {
         return Ok(());
     }
@@ -162,7 +188,7 @@ pub async fn deliver(
 mod tests {
     use super::*;
 
-    fn notice(event: Event) -> Notice {
+    pub fn notice(event: Event) -> Notice {
         Notice {
             format: 1,
             event,
@@ -201,13 +227,5 @@ mod tests {
             "Lifeboat (production): run orders failed 3 times in a row\nslot: 2026-11-26 09:00:00Z"
         ));
         assert_eq!(body(PlaceKind::Ntfy, &told).unwrap().1, told.text());
-    }
-
-    #[test]
-    fn a_ping_tells_failure_from_recovery() {
-        let url = "https://hc.example.net/ping/1/";
-        let of = |event| address(PlaceKind::Ping, url, &notice(event));
-        assert_eq!(of(Event::Failure), "https://hc.example.net/ping/1/fail");
-        assert_eq!(of(Event::Recovery), url);
     }
 }

@@ -401,8 +401,10 @@ pub const KEYS: &[Key] = &[
     key("notify", "discord", Secret, "URL"),
     key("notify", "teams", Secret, "URL"),
     key("notify", "ntfy", Secret, "URL"),
-    key("notify", "ping", Secret, "Dead-man ping URL"),
-    key("notify", "email", Text, "Address"),
+    key("notify", "ping", Secret, "Dead-man ping URL (healthchecks.io)"),
+    key("notify", "push", Secret, "Uptime Kuma push URL"),
+    key("notify", "email", Text, "Address to write to"),
+    key("notify", "from", Text, "Address that writes; default: the same"),
     key("notify", "smtp", Secret, "smtps:// URL with its password"),
     key(
         "notify",

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono_tz::Tz;
+use lettre::message::Mailbox;
 
 pub use crate::retention::RetentionRules;
 use crate::store::LockMode;
@@ -52,6 +53,8 @@ pub struct NotifyPolicy {
     pub places: BTreeMap<PlaceKind, SecretRef>,
     /// Signs the webhook.
     pub secret: Option<SecretRef>,
+    /// Who writes to whom, by e-mail.
+    pub email: Option<(Mailbox, Option<Mailbox>)>,
     /// Of what.
     pub on: BTreeSet<Event>,
 }
@@ -69,20 +72,37 @@ pub enum PlaceKind {
     Teams,
     /// A topic of ntfy.
     Ntfy,
-    /// A dead-man's switch.
+    /// A dead-man's switch, healthchecks.io's way.
     Ping,
+    /// Uptime Kuma's push monitor.
+    Push,
+    /// E-mail; its URL is that of the SMTP server.
+    Email,
 }
 
 impl PlaceKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Webhook,
         Self::Slack,
         Self::Discord,
         Self::Teams,
         Self::Ntfy,
         Self::Ping,
+        Self::Push,
+        Self::Email,
     ];
+    /// The key of its URL in the policy.
+    pub const fn url_key(self) -> &'static str {
+        match self {
+            Self::Email => "smtp",
+            other => other.name(),
+        }
+    }
+    /// It is told of every slot, not of events.
+    pub const fn is_ping(self) -> bool {
+        matches!(self, Self::Ping | Self::Push)
+    }
     /// Its key in the policy.
     pub const fn name(self) -> &'static str {
         match self {
@@ -92,6 +112,8 @@ impl PlaceKind {
             Self::Teams => "teams",
             Self::Ntfy => "ntfy",
             Self::Ping => "ping",
+            Self::Push => "push",
+            Self::Email => "email",
         }
     }
 }

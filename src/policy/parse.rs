@@ -102,9 +102,6 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
     not_acted_on.extend(drills.keys().map(|name| format!("[drill.{name}]")));
     let mut told = BTreeMap::new();
     for (name, _, reader) in root.named("notify", "notify") {
-        if reader.value("email").is_some() {
-            not_acted_on.push(format!("notify.{name}.email"));
-        }
         told.insert(name, notify(&reader));
     }
     root.finish(&["source", "retention", "drill", "notify"]);
@@ -444,19 +441,29 @@ fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
 }
 
 fn notify(reader: &Reader<'_, '_>) -> NotifyPolicy {
-    let of_kind = |kind: PlaceKind| Some((kind, reader.secret(kind.name())?));
+    let of_kind = |kind: PlaceKind| Some((kind, reader.secret(kind.url_key())?));
     let places: BTreeMap<_, _> = PlaceKind::ALL.into_iter().filter_map(of_kind).collect();
     let secret = reader.secret("secret");
-    reader.secret("smtp");
-    reader.filled("email");
+    let address = |key: &str| {
+        reader.parsed(key, |text| {
+            text.trim().parse::<lettre::message::Mailbox>().map_err(|_| {
+                format!("{text:?} is no e-mail address, such as ops@example.net or Ops <ops@example.net>")
+            })
+        })
+    };
+    let (to, from) = (address("email"), address("from"));
     let there = |key: &str| reader.value(key).is_some();
-    let mut known: Vec<&str> = PlaceKind::ALL.map(PlaceKind::name).into();
-    known.push("email");
+    let known = PlaceKind::ALL.map(PlaceKind::name);
     if !known.iter().any(|k| there(k)) {
         let hint = format!("give one of {}", known.join(", "));
         reader.problem_at(reader.span.clone(), "tells nobody", Some(hint));
     }
-    for (key, with) in [("email", "smtp"), ("smtp", "email"), ("secret", "webhook")] {
+    for (key, with) in [
+        ("email", "smtp"),
+        ("smtp", "email"),
+        ("from", "email"),
+        ("secret", "webhook"),
+    ] {
         if there(key) && !there(with) {
             reader.problem(key, format!("needs {with} beside it"), None);
         }
@@ -483,6 +490,7 @@ fn notify(reader: &Reader<'_, '_>) -> NotifyPolicy {
     NotifyPolicy {
         places,
         secret,
+        email: to.map(|to| (to, from)),
         // Not said: of everything.
         on: if asked.is_some() { on } else { Event::ALL.into() },
     }

@@ -111,7 +111,7 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
         all.push(("http.token".to_owned(), token));
     }
     for (name, told) in &policy.notify {
-        let places = told.places.iter().map(|(kind, url)| (kind.name(), url));
+        let places = told.places.iter().map(|(kind, url)| (kind.url_key(), url));
         let secret = told.secret.iter().map(|secret| ("secret", secret));
         all.extend(
             places

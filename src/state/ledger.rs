@@ -4,13 +4,18 @@
 //! A slot is written down before its run begins. One that is still under way when a daemon starts was cut off by a crash:
 //! whether its run was committed, only the repository knows.
 
+pub mod days;
 pub mod notices;
+pub mod points;
+mod totals;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
+
+pub use totals::{TOOK_SECONDS, Took, Totals};
 
 use super::make_dir;
 use crate::error::{Context as _, Error, Result};
@@ -47,6 +52,19 @@ const MIGRATIONS: &[&str] = &["
         id INTEGER PRIMARY KEY, told TEXT NOT NULL, place TEXT NOT NULL, body TEXT NOT NULL,
         tries INTEGER NOT NULL DEFAULT 0, created INTEGER NOT NULL, next INTEGER NOT NULL
     ) STRICT;
+", "
+    CREATE TABLE point (
+        source TEXT NOT NULL, run TEXT NOT NULL, at INTEGER NOT NULL, finished INTEGER NOT NULL, content INTEGER NOT NULL,
+        stored INTEGER NOT NULL, writer TEXT NOT NULL, partial INTEGER NOT NULL, tombstoned INTEGER, damaged INTEGER NOT NULL,
+        PRIMARY KEY (source, run)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX point_by_at ON point (source, at);
+    CREATE TABLE looked (source TEXT PRIMARY KEY, at INTEGER NOT NULL, first INTEGER NOT NULL) STRICT;
+    CREATE TABLE took (
+        job TEXT NOT NULL, bound INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (job, bound)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE job ADD COLUMN took_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE job ADD COLUMN last_ended INTEGER;
 "];
 
 /// How a slot ended.
@@ -98,23 +116,6 @@ pub struct SlotRecord {
     pub run: Option<RunId>,
     /// Why it failed.
     pub error: Option<String>,
-}
-
-/// What is counted of a job, over all restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Slots with a point.
-    pub done: u32,
-    /// Slots whose every try failed.
-    pub failed: u32,
-    /// Slots that were cut off.
-    pub interrupted: u32,
-    /// Slots that no run answered for.
-    pub passed: u32,
-    /// When a run began last.
-    pub last_begun: Option<DateTime<Utc>>,
-    /// When one was done last.
-    pub last_done: Option<DateTime<Utc>>,
 }
 
 /// The database.
@@ -180,6 +181,18 @@ impl Ledger {
             db,
             path: path.to_owned(),
         })
+    }
+
+    /// Opens it to read, beside the daemon that writes it.
+    ///
+    /// # Errors
+    /// It is not there, or can not be read.
+    pub fn read_only(state: &Path) -> Result<Self> {
+        let path = state.join(FILE);
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags).map_err(|e| cannot(&path, e))?;
+        db.busy_timeout(BUSY).map_err(|e| cannot(&path, e))?;
+        Ok(Self { db, path })
     }
 
     fn failed(&self, e: rusqlite::Error) -> Error {
@@ -281,6 +294,9 @@ impl Ledger {
     ) -> Result<()> {
         let path = self.path.clone();
         let change = self.db.transaction().map_err(|e| cannot(&path, e))?;
+        if outcome == Outcome::Done {
+            totals::took(&change, job, slot, now).map_err(|e| cannot(&path, e))?;
+        }
         let count = match outcome {
             Outcome::Running => return Ok(()),
             Outcome::Done => "UPDATE job SET done = done + 1, last_done = ?2 WHERE name = ?1",
@@ -292,9 +308,11 @@ impl Ledger {
         let now = now.timestamp_millis();
         let run = run.map(|r| r.to_string());
         let values = params![job, slot.timestamp_millis(), outcome.name(), now, run, error];
+        let ended = "UPDATE job SET last_ended = ?2 WHERE name = ?1";
         change
             .execute(sql, values)
             .and_then(|_| change.execute(count, params![job, now]))
+            .and_then(|_| change.execute(ended, params![job, now]))
             .map_err(|e| cannot(&path, e))?;
         change.commit().map_err(|e| cannot(&path, e))
     }
@@ -311,26 +329,6 @@ impl Ledger {
             )
             .map(drop)
             .map_err(|e| self.failed(e))
-    }
-
-    /// What is counted of a job, over all restarts.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn totals(&self, job: &str) -> Result<Totals> {
-        let sql = "SELECT done, failed, interrupted, passed, last_begun, last_done FROM job WHERE name = ?1";
-        let instant = |ms: Option<i64>| ms.and_then(DateTime::from_timestamp_millis);
-        let found = self.db.query_row(sql, [job], |r| {
-            Ok(Totals {
-                done: r.get(0)?,
-                failed: r.get(1)?,
-                interrupted: r.get(2)?,
-                passed: r.get(3)?,
-                last_begun: instant(r.get(4)?),
-                last_done: instant(r.get(5)?),
-            })
-        });
-        Ok(found.optional().map_err(|e| self.failed(e))?.unwrap_or_default())
     }
 
     /// Slots whose runs are under way: at the start of a daemon, those that a crash cut off.

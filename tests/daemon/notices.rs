@@ -11,7 +11,7 @@ use lifeboat::daemon::Shown;
 use serde_json::Value;
 
 use crate::harness::write_file;
-use crate::world::{Port, at};
+use crate::world::{Port, at, rests};
 
 /// Path, signature and body.
 type Taken = (String, Option<String>, String);
@@ -104,11 +104,7 @@ fn secret(port: &Port, name: &str, text: &str) -> String {
 }
 
 fn all_told(shown: &Shown) -> bool {
-    shown.owed == 0
-        && shown
-            .tasks
-            .iter()
-            .all(|t| t.known && t.running.is_none() && t.waiting.is_none())
+    shown.owed == 0 && rests(shown)
 }
 
 async fn hours(port: &mut Port, count: u32) {
@@ -171,8 +167,8 @@ async fn a_trouble_is_told_when_it_begins_once_a_day_and_when_it_ends() {
     let last: Value = serde_json::from_str(&taken[2].2).unwrap();
     assert_eq!((&last["failures"], &last["since"]), (&26.into(), &first["at"]));
     assert!(slack.taken()[0].2.contains("run app failed"));
-    let beats: Vec<String> = ping.taken().into_iter().map(|(path, _, _)| path).collect();
-    assert_eq!(beats, ["/beat/fail", "/beat/fail", "/beat"]);
+    let last = ping.taken().pop().unwrap();
+    assert!(last.0.starts_with("/beat?rid="), "{last:?}");
     // The URL may be the secret: it is in the policy's file of it and nowhere else.
     for name in ["daemon.db", "daemon.db-wal"] {
         let bytes = std::fs::read(port.site.path(&format!("state/{name}"))).unwrap_or_default();
@@ -240,12 +236,125 @@ async fn a_missed_objective_is_told_once_and_when_it_is_met_again() {
     port.rest().await;
     hours(&mut port, 4).await;
     assert_eq!(port.slots(), [at("2026-11-26T03:00:00Z")]);
-    assert!(place.taken().is_empty());
+    port.until(all_told).await;
+    // Nor is there a point in the first hours.
+    assert_eq!(place.events(), ["objective", "recovery"]);
+    let first = &place.taken()[0].2;
+    assert!(first.contains("there is no recovery point"), "{first}");
     hours(&mut port, 6).await;
     port.until(all_told).await;
-    assert_eq!(place.events(), ["objective"]);
+    assert_eq!(place.events(), ["objective", "recovery", "objective"]);
     hours(&mut port, 17).await;
     port.until(all_told).await;
-    assert_eq!(place.events(), ["objective", "recovery"]);
+    assert_eq!(place.events(), ["objective", "recovery", "objective", "recovery"]);
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_outside_hears_every_slot_begin_and_end() {
+    let mut port = Port::new(224, "0 * * * *", "");
+    let (ping, push) = (Place::new(), Place::new());
+    let keys = [
+        format!(
+            "ping = {}",
+            secret(&port, "ping", &format!("{}/beat", ping.address))
+        ),
+        format!(
+            "push = {}",
+            secret(
+                &port,
+                "push",
+                &format!("{}/push/x?status=up&msg=OK", push.address)
+            )
+        ),
+        "on = []".to_owned(),
+    ];
+    tell(&port, &keys.join("\n"));
+    port.start();
+    port.rest().await;
+    let (here, away) = (port.site.path("repository"), port.site.path("away"));
+    let heard = |place: &Place| -> Vec<(String, String)> {
+        let taken = place.taken();
+        let split = |path: &String| {
+            path.split_once('?')
+                .map(|(a, b)| (a.to_owned(), b.to_owned()))
+                .unwrap()
+        };
+        taken.iter().map(|(path, _, _)| split(path)).collect()
+    };
+    port.advance(TimeDelta::hours(1)).await;
+    port.until(all_told).await;
+    let beats = heard(&ping);
+    // A beginning that ended before it was told of may go unsaid; the end is always said, under the same id.
+    let (end, begun) = beats.split_last().unwrap();
+    assert_eq!(end.0, "/beat");
+    assert!(
+        begun.iter().all(|b| b.0 == "/beat/start" && b.1 == end.1),
+        "{beats:?}"
+    );
+    assert!(end.1.starts_with("rid="));
+    assert_eq!(
+        heard(&push),
+        [("/push/x".to_owned(), "status=up&msg=run+app+is+done".to_owned())]
+    );
+    std::fs::rename(&here, &away).unwrap();
+    for _ in 0..2 {
+        port.advance(TimeDelta::hours(1)).await;
+    }
+    port.until(all_told).await;
+    assert_eq!(heard(&ping).last().unwrap().0, "/beat/fail");
+    assert!(
+        heard(&push)
+            .last()
+            .unwrap()
+            .1
+            .starts_with("status=down&msg=run+app+failed")
+    );
+    std::fs::rename(&away, &here).unwrap();
+    // Nobody listens for a while: only the newest is told then.
+    push.status.store(500, Ordering::SeqCst);
+    let before = heard(&push).len();
+    for _ in 0..3 {
+        port.advance(TimeDelta::hours(1)).await;
+    }
+    push.status.store(200, Ordering::SeqCst);
+    port.advance(TimeDelta::minutes(50)).await;
+    port.until(all_told).await;
+    assert_eq!(heard(&push).len(), before + 1);
+    assert!(heard(&push).last().unwrap().1.starts_with("status=up"));
+    assert_eq!(heard(&ping).last().unwrap().0, "/beat");
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_says_nothing_is_told() {
+    // Slots come every ten minutes, and none may be run for most of the day.
+    let mut port = Port::new(
+        225,
+        "*/10 * * * *",
+        "catch_up = \"skip\"\nblackout = [\"02:00-20:00\"]",
+    );
+    let place = Place::new();
+    let webhook = secret(&port, "webhook", &place.address);
+    tell(
+        &port,
+        &format!("webhook = {webhook}\non = [\"quiet\", \"recovery\"]"),
+    );
+    port.start();
+    port.rest().await;
+    hours(&mut port, 2).await;
+    port.until(all_told).await;
+    assert!(place.taken().is_empty());
+    hours(&mut port, 5).await;
+    port.until(all_told).await;
+    assert_eq!(place.events(), ["quiet"]);
+    let told: Value = serde_json::from_str(&place.taken()[0].2).unwrap();
+    assert!(
+        told["error"].as_str().unwrap().contains("well or badly"),
+        "{told}"
+    );
+    hours(&mut port, 14).await;
+    port.until(all_told).await;
+    assert_eq!(place.events(), ["quiet", "recovery"]);
     port.stop().await;
 }

@@ -14,7 +14,7 @@ use crate::harness::{self, write_file};
 use crate::site::{Site, end};
 
 /// A site whose source was last settled two hours ago and runs every hour, so that a daemon has something to do at once.
-fn site(seed: u64) -> (Site, u16) {
+pub fn site(seed: u64) -> (Site, u16) {
     let port = harness::free_port();
     let mut site = Site::new(seed);
     let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
@@ -28,7 +28,7 @@ fn site(seed: u64) -> (Site, u16) {
     (site, port)
 }
 
-fn due(site: &Site) {
+pub fn due(site: &Site) {
     let (mut ledger, _) = Ledger::open(&site.path("state")).unwrap();
     let now = SystemClock.now();
     ledger
@@ -36,13 +36,17 @@ fn due(site: &Site) {
         .unwrap();
 }
 
-fn get(port: u16, path: &str, token: Option<&str>) -> Option<String> {
+/// The header with the token.
+pub const TOKEN: &str = "Authorization: Bearer open sesame\r\n";
+
+/// A request with these further headers, each with its line end.
+pub fn ask(port: u16, method: &str, path: &str, headers: &str, body: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
+    let length = body.len();
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
     .ok()?;
     let mut answer = String::new();
@@ -50,8 +54,13 @@ fn get(port: u16, path: &str, token: Option<&str>) -> Option<String> {
     Some(answer)
 }
 
+fn get(port: u16, path: &str, token: Option<&str>) -> Option<String> {
+    let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
+    ask(port, "GET", path, &token, "")
+}
+
 #[track_caller]
-fn until(port: u16, path: &str, words: &str) -> String {
+pub fn until(port: u16, path: &str, words: &str) -> String {
     let mut last = None;
     let found = harness::poll(Duration::from_secs(60), || {
         last = get(port, path, Some("open sesame"));
@@ -60,7 +69,7 @@ fn until(port: u16, path: &str, words: &str) -> String {
     found.unwrap_or_else(|| panic!("{path} never says {words:?}: {last:?}"))
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) {
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, signal).unwrap();
 }

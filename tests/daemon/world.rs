@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use lifeboat::clock::{NoCrash, SystemRandom, World};
+use lifeboat::clock::{Clock, NoCrash, SystemRandom, World};
 use lifeboat::daemon::{self, Given, Shown};
 use lifeboat::error::Result;
 use lifeboat::jobs::Session;
@@ -45,6 +45,35 @@ pub fn at(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
+/// A session of a site's policy, on a clock.
+pub fn session(site: &Site, clock: Arc<dyn Clock>) -> Session {
+    let lookup: Lookup = Arc::new(|_| None);
+    let policy = lifeboat::policy::load(&site.path("policy.toml"), &*lookup).unwrap();
+    Session {
+        world: World {
+            clock,
+            random: Arc::new(SystemRandom),
+            crash: Arc::new(NoCrash),
+        },
+        policy: Arc::new(policy),
+        lookup,
+        cancel: CancellationToken::new(),
+        progress: Arc::new(Silent),
+        identity_file: None,
+        any_environment: false,
+        versions: false,
+        store: None,
+    }
+}
+
+/// Everything was looked at, and nothing is under way.
+pub fn rests(shown: &Shown) -> bool {
+    let rests = |t: &daemon::ShownTask| t.known && t.running.is_none() && t.waiting.is_none();
+    // A repository that is away is asked again later.
+    let asked = |s: &daemon::points::ShownSource| !s.looking;
+    shown.tasks.iter().all(rests) && shown.sources.iter().all(asked)
+}
+
 /// Ends a runtime: tasks where they wait, system calls when they return.
 async fn end(runtime: Runtime) {
     tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(60)))
@@ -75,22 +104,9 @@ impl Port {
         write_file(self.site.dir.path(), "policy.toml", scheduled);
     }
     fn session(&self, cancel: CancellationToken) -> Session {
-        let lookup: Lookup = Arc::new(|_| None);
-        let policy = lifeboat::policy::load(&self.site.path("policy.toml"), &*lookup).unwrap();
         Session {
-            world: World {
-                clock: self.clock.clone(),
-                random: Arc::new(SystemRandom),
-                crash: Arc::new(NoCrash),
-            },
-            policy: Arc::new(policy),
-            lookup,
             cancel,
-            progress: Arc::new(Silent),
-            identity_file: None,
-            any_environment: false,
-            versions: false,
-            store: None,
+            ..session(&self.site, self.clock.clone())
         }
     }
     pub fn start(&mut self) {
@@ -107,6 +123,7 @@ impl Port {
             load: Arc::new(move || lifeboat::policy::load(&path, &|_: &str| None)),
             reload: reload.clone(),
             wake: wake.clone(),
+            asked: tokio::sync::mpsc::channel(1).1,
             tell: Arc::new(move |now: &Shown| {
                 tell.send_modify(|(count, shown)| (*count, *shown) = (*count + 1, now.clone()))
             }),
@@ -130,13 +147,7 @@ impl Port {
     }
     /// Wakes it, and waits until it has looked at everything and nothing is under way.
     pub async fn rest(&mut self) -> Shown {
-        self.until(|shown| {
-            shown
-                .tasks
-                .iter()
-                .all(|t| t.known && t.running.is_none() && t.waiting.is_none())
-        })
-        .await
+        self.until(rests).await
     }
     /// As [`Self::rest`], while time goes by: what a kill left locked for a moment is tried again later.
     pub async fn rest_in_time(&mut self) -> Shown {

@@ -4,6 +4,7 @@
 //! command that installs it; nothing is skipped.
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
+pub mod browser;
 pub mod golden;
 pub mod guard;
 pub mod pocketbase;

@@ -96,13 +96,52 @@ impl Ledger {
         change.commit().map_err(failed)
     }
 
-    /// The notices whose time has come, oldest first.
+    /// The first of what is not well, by name.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn first_trouble(&self) -> Result<Option<String>> {
+        let sql = "SELECT name FROM trouble ORDER BY name LIMIT 1";
+        self.db
+            .query_row(sql, [], |r| r.get(0))
+            .optional()
+            .map_err(|e| self.failed(e))
+    }
+
+    /// Writes down what a place is owed, instead of what it was owed before: only the newest is of use.
+    ///
+    /// # Errors
+    /// The database; nothing is changed then.
+    pub fn owe_newest(&mut self, to: &str, place: &str, body: &str, now: DateTime<Utc>) -> Result<()> {
+        let path = self.path.clone();
+        let failed = |e| super::cannot(&path, e);
+        let change = self.db.transaction().map_err(failed)?;
+        let now = now.timestamp_millis();
+        // Written before the others go: SQLite gives the number of a row that went to the next one, and one that is just
+        // being delivered is struck out by its number.
+        change
+            .execute(
+                "INSERT INTO notice (told, place, body, created, next) VALUES (?1, ?2, ?3, ?4, ?4)",
+                params![to, place, body, now],
+            )
+            .and_then(|_| {
+                change.execute(
+                    "DELETE FROM notice WHERE told = ?1 AND place = ?2 AND id <> ?3",
+                    params![to, place, change.last_insert_rowid()],
+                )
+            })
+            .map_err(failed)?;
+        change.commit().map_err(failed)
+    }
+
+    /// The notices whose time has come, oldest first: one for each place.
     ///
     /// # Errors
     /// The database.
     pub fn owed(&self, now: DateTime<Utc>, most: u32) -> Result<Vec<Owed>> {
         let sql =
-            "SELECT id, told, place, body, tries, created FROM notice WHERE next <= ?1 ORDER BY id LIMIT ?2";
+            "SELECT id, told, place, body, tries, created FROM notice
+             WHERE id IN (SELECT min(id) FROM notice WHERE next <= ?1 GROUP BY told, place) ORDER BY id LIMIT ?2";
         let read = || {
             let mut statement = self.db.prepare(sql)?;
             let rows = statement.query_map(params![now.timestamp_millis(), most], |r| {

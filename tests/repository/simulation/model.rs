@@ -43,6 +43,8 @@ pub struct Model {
     pub points: BTreeMap<Key, PointModel>,
     /// What each writer is backing up.
     pub writing: BTreeMap<Actor, Arc<Content>>,
+    /// What each commit was sent for: one that comes late may come when its writer is at the next already.
+    sent_for: BTreeMap<Key, Arc<Content>>,
     /// The window that a pruner's policy keeps.
     pub windows: BTreeMap<Actor, TimeDelta>,
     /// Commits that have not been restored yet.
@@ -88,6 +90,17 @@ impl Model {
         self.violations.push(text);
     }
 
+    /// Somebody begins to put something.
+    pub fn is_sent(&mut self, actor: Actor, key: &Key) {
+        if key.as_str().contains("/points/")
+            && let Some(content) = self.writing.get(&actor)
+        {
+            self.sent_for
+                .entry(key.clone())
+                .or_insert_with(|| content.clone());
+        }
+    }
+
     pub fn was_put(&mut self, actor: Actor, key: &Key, body: &Bytes, now: DateTime<Utc>) {
         let digest = Digest::of(body);
         if let Some(before) = self.puts.insert(key.clone(), digest)
@@ -131,7 +144,7 @@ impl Model {
             at: time("at"),
             finished: time("finished"),
             stored: now,
-            content: (!partial).then(|| self.writing[&actor].clone()),
+            content: (!partial).then(|| self.sent_for[key].clone()),
             needed: None,
             broken: false,
             deleted: false,

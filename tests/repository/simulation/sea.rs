@@ -296,6 +296,7 @@ impl Store for Process {
         "sea:".to_owned()
     }
     async fn put(&self, key: &Key, body: Bytes, options: PutOptions) -> StoreResult<()> {
+        self.sea.state().model.is_sent(self.actor, key);
         let verdict = self.gate(Operation::Put, key).await;
         match &verdict {
             Verdict::Before(fault) => return Err(injected(*fault, "put")),
