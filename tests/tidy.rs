@@ -6,6 +6,8 @@
 
 #[path = "tidy/code.rs"]
 mod code;
+#[path = "tidy/packaging.rs"]
+mod packaging;
 #[path = "tidy/rules.rs"]
 mod rules;
 #[path = "tidy/step.rs"]
