@@ -103,6 +103,8 @@ pub enum LogFormat {
     Text,
     /// A JSON object a line.
     Json,
+    /// Fields for systemd's journal; used by itself where the journal takes standard error.
+    Journal,
 }
 
 /// The commands.

@@ -39,14 +39,22 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
     let reload = Arc::new(Notify::new());
     let mut hangup = signal(SignalKind::hangup()).doing(|| "signals can not be listened to")?;
     let rung = reload.clone();
+    let reloading = Arc::new(AtomicBool::new(false));
+    let begun = reloading.clone();
     let hangups = tokio::spawn(async move {
         while hangup.recv().await.is_some() {
+            // systemctl reload returns when READY comes after this (sd_notify(3)).
+            begun.store(true, Ordering::SeqCst);
+            match NotifyState::monotonic_usec_now() {
+                Ok(now) => say(&[NotifyState::Reloading, now]),
+                Err(e) => tracing::debug!(error = %e, "the time can not be told"),
+            }
             rung.notify_one();
         }
     });
     let (wake, _waker) = waker().await?;
     let (path, lookup) = (surroundings.global.policy.clone(), surroundings.lookup.clone());
-    let ready = AtomicBool::new(false);
+    let (ready, reloaded) = (AtomicBool::new(false), Mutex::new(None));
     let given = Given {
         session,
         load: Arc::new(move || load::policy(path.as_deref(), &lookup)),
@@ -54,6 +62,13 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
         wake,
         asked,
         tell: Arc::new(move |now: &Shown| {
+            let mut last = reloaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if *last != now.reload {
+                *last = now.reload;
+                if reloading.swap(false, Ordering::SeqCst) {
+                    ready.store(false, Ordering::Relaxed);
+                }
+            }
             notify(now, &ready);
             *shown.lock().unwrap_or_else(PoisonError::into_inner) = now.clone();
         }),
@@ -88,7 +103,11 @@ fn notify(shown: &Shown, ready: &AtomicBool) {
     } else if !ready.swap(true, Ordering::Relaxed) {
         states.push(NotifyState::Ready);
     }
-    if let Err(e) = sd_notify::notify(&states) {
+    say(&states);
+}
+
+fn say(states: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
         tracing::debug!(error = %e, "systemd could not be told");
     }
 }

@@ -2,8 +2,10 @@
 
 use std::io::{self, Write};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use super::args::{Global, LogFormat};
 use super::progress::Bars;
@@ -66,17 +68,45 @@ pub fn start(global: &Global, usual: Usual, lookup: &Lookup, bars: &Bars) -> Res
     let filter = EnvFilter::builder()
         .parse(&directives)
         .map_err(|e| no_filter(&e.to_string()))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(Log(bars.clone()));
-    let started = match global.log_format {
-        LogFormat::Text => subscriber.try_init(),
-        LogFormat::Json => subscriber.json().try_init(),
+    let lines = |json: bool| {
+        let lines = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(Log(bars.clone()));
+        match json {
+            true => lines.json().with_span_list(false).boxed(),
+            false => lines.boxed(),
+        }
     };
+    let layer = match global.log_format {
+        LogFormat::Json => lines(true),
+        LogFormat::Journal => journal().map_err(|e| {
+            Error::usage("the journal can not be reached")
+                .hint("--log-format journal is for systemd; use text or json elsewhere.")
+                .because(e)
+        })?,
+        LogFormat::Text if journal_takes_stderr(lookup) => journal().unwrap_or_else(|_| lines(false)),
+        LogFormat::Text => lines(false),
+    };
+    let started = tracing_subscriber::registry().with(layer).with(filter).try_init();
     // An error says that this process logs already (several commands in one process: tests); that one goes on.
     drop(started);
     Ok(())
+}
+
+type Layered = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Source, slot and run become fields of the journal's own: `journalctl LIFEBOAT_SOURCE=orders`.
+fn journal() -> io::Result<Layered> {
+    let layer = tracing_journald::layer()?;
+    Ok(layer.with_field_prefix(Some("LIFEBOAT".to_owned())).boxed())
+}
+
+/// Whether standard error goes to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
+fn journal_takes_stderr(lookup: &Lookup) -> bool {
+    let Ok(stat) = rustix::fs::fstat(io::stderr()) else {
+        return false;
+    };
+    lookup("JOURNAL_STREAM").is_some_and(|named| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// The directives of a filter. A level alone is that of Lifeboat's own logs; a word that is neither a level nor a place

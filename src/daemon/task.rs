@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
+use tracing::Instrument as _;
 
 use crate::error::{Error, Kind, Result};
 use crate::jobs::report::RunResult;
@@ -120,8 +121,16 @@ impl Ended {
     }
 }
 
-/// Carries out one slot.
+/// Carries out one slot. What is logged of it says of which task and slot it is.
 pub async fn carry_out(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {
+    let span = match task {
+        Task::Run(source) => tracing::error_span!("slot", source = %source, slot = %slot),
+        other => tracing::error_span!("slot", task = other.key(), slot = %slot),
+    };
+    one(session, task, slot).instrument(span).await
+}
+
+async fn one(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {
     match task {
         Task::Run(source) => run_slot(session, source, slot).await,
         Task::Prune => match jobs::prune::prune(session, false).await {
@@ -162,7 +171,7 @@ async fn run_slot(session: &Session, source: &SourceName, slot: DateTime<Utc>) -
     loop {
         let report = jobs::backup::run_one(session, source, Some(slot)).await;
         for warning in &report.warnings {
-            tracing::warn!(source = %source, slot = %slot, "{warning}");
+            tracing::warn!("{warning}");
         }
         let error = report.error.as_ref().map(|e| e.message.clone());
         match report.result {
@@ -182,7 +191,11 @@ async fn run_slot(session: &Session, source: &SourceName, slot: DateTime<Utc>) -
         let Some(wait) = wait else {
             return Ended::failed(error.unwrap_or_else(|| "it failed".to_owned()));
         };
-        tracing::warn!(source = %source, slot = %slot, error, wait_seconds = wait.as_secs(), "a try failed; there is another one");
+        tracing::warn!(
+            error,
+            wait_seconds = wait.as_secs(),
+            "a try failed; there is another one"
+        );
         tokio::select! {
             biased;
             () = session.cancel.cancelled() => {
@@ -195,7 +208,7 @@ async fn run_slot(session: &Session, source: &SourceName, slot: DateTime<Utc>) -
             Ok(None) => {}
             Ok(Some(run)) => return Ended::done(Some(run)),
             Err(e) => {
-                tracing::warn!(source = %source, slot = %slot, error = %e.chain(), "whether the last try was committed is not known")
+                tracing::warn!(error = %e.chain(), "whether the last try was committed is not known")
             }
         }
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use super::frame::FrameEncoder;
 use super::pack::{self, Head, PACK_TARGET, Sealed};
@@ -133,7 +134,7 @@ impl Packer {
         };
         let uploads = {
             let failed = failed.clone();
-            tokio::spawn(async move {
+            let uploads = async move {
                 let result = tokio::select! {
                     biased;
                     () = failed.cancelled() => Err(stopped()),
@@ -143,7 +144,8 @@ impl Packer {
                     failed.cancel();
                 }
                 result
-            })
+            };
+            tokio::spawn(uploads.in_current_span())
         };
         Self {
             jobs,
@@ -366,7 +368,7 @@ async fn upload(target: PackerTarget, mut sealed: mpsc::Receiver<ToUpload>) -> R
             break;
         };
         let target = target.clone();
-        running.spawn(async move {
+        let put = async move {
             target.world.crash.reach("before a pack is put")?;
             let key = layout::pack(&target.source, target.run, number);
             let stored = Stored {
@@ -380,7 +382,8 @@ async fn upload(target: PackerTarget, mut sealed: mpsc::Receiver<ToUpload>) -> R
                 .await?;
             target.world.crash.reach("after a pack was put")?;
             Ok((number, stored))
-        });
+        };
+        running.spawn(put.in_current_span());
     }
     while let Some(done) = running.join_next().await {
         let (number, stored) = joined(done)?;

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use self::kept::{Buffers, Cache};
 use super::documents::{Commit, Refs, Sums};
@@ -504,7 +505,8 @@ impl PointReader {
             self.ahead_bytes += length;
             let task = (length > 0).then(|| {
                 let (inner, line) = (self.inner.clone(), line.clone());
-                AbortOnDropHandle::new(tokio::spawn(async move { inner.fetch(&line).await }))
+                let fetch = async move { inner.fetch(&line).await };
+                AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()))
             });
             self.ahead.push_back((line, task));
         }
@@ -549,10 +551,11 @@ impl PointReader {
             .is_none_or(|(pack, _)| *pack != (run, number))
         {
             let inner = self.inner.clone();
-            let task = tokio::spawn(async move {
+            let fetch = async move {
                 // Whoever reads the line meets the same error, and tells it.
                 drop(inner.pack(run, number).await);
-            });
+            };
+            let task = tokio::spawn(fetch.in_current_span());
             self.fetching = Some(((run, number), AbortOnDropHandle::new(task)));
         }
         Ok(())

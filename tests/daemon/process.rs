@@ -234,10 +234,14 @@ fn systemd_is_told_when_it_asks() {
         good.replace("0 * * * *", "nonsense"),
     );
     signal(&daemon, rustix::process::Signal::HUP);
-    heard("the policy on disk is bad");
+    // systemctl waits from one to the other, also where the policy is bad.
+    assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
+    assert!(heard("READY=1").contains("the policy on disk is bad"));
     until(port, "/metrics", "lifeboat_config_reload_success 0");
     write_file(site.dir.path(), "policy.toml", &good);
     signal(&daemon, rustix::process::Signal::HUP);
+    heard("RELOADING=1");
+    assert!(!heard("READY=1").contains("bad"));
     until(port, "/metrics", "lifeboat_config_reload_success 1");
     signal(&daemon, rustix::process::Signal::TERM);
     heard("STOPPING=1");
@@ -270,4 +274,147 @@ fn what_a_daemon_can_not_do_is_told_at_once() {
         1,
         &["can not listen", "http.listen"],
     );
+}
+
+/// The lines of a run, in the order of writing.
+fn lines_of_runs(said: &str) -> Vec<serde_json::Value> {
+    let lines = said.lines().filter_map(|line| serde_json::from_str(line).ok());
+    lines
+        .filter(|line: &serde_json::Value| line["span"]["name"] == "run")
+        .collect()
+}
+
+#[test]
+fn every_line_of_a_run_says_source_slot_and_run() {
+    let (mut site, port) = site(216);
+    due(&site);
+    site.environment.push(("LIFEBOAT_LOG".into(), "debug".into()));
+    let daemon = site.start(&["--log-format", "json", "daemon"]);
+    until(
+        port,
+        "/metrics",
+        "lifeboat_runs_total{task=\"run app\",result=\"done\"} 1",
+    );
+    signal(&daemon, rustix::process::Signal::TERM);
+    let said = end(daemon);
+    let lines = lines_of_runs(&said.stderr);
+    let run = &site.points()[0];
+    let slot = &lines[0]["span"]["slot"];
+    assert!(lines.len() > 15 && slot.is_string(), "{said}");
+    for line in &lines {
+        assert_eq!(
+            (&line["span"]["source"], &line["span"]["slot"]),
+            (&"app".into(), slot),
+            "{line}"
+        );
+        // Before there is one, there is none to tell.
+        assert!(
+            line["span"]["run"].is_null() || line["span"]["run"] == **run,
+            "{line}"
+        );
+    }
+    // What is put for a run is told with it, whichever thread puts it.
+    let puts = |line: &&serde_json::Value| {
+        let key = line["fields"]["key"].as_str().unwrap_or_default();
+        line["fields"]["call"] == "put" && key.contains(&format!("/runs/{run}/"))
+    };
+    let all: Vec<serde_json::Value> = said
+        .stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let put: Vec<_> = all.iter().filter(puts).collect();
+    assert!(put.len() >= 4, "{said}");
+    for line in put {
+        assert_eq!(line["span"]["run"], **run, "{line}");
+    }
+    assert_eq!(lines.last().unwrap()["fields"]["message"], "the run ended");
+}
+
+#[test]
+fn the_journal_gets_fields() {
+    let site = Site::new(217);
+    let journal = site.path("journal");
+    std::fs::create_dir(&journal).unwrap();
+    let socket = UnixDatagram::bind(journal.join("socket")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    // Its place is fixed (systemd's journal, native protocol); here it is ours.
+    let script = format!(
+        "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal || exit 99
+         $B -v --log-format journal run app",
+        journal.display()
+    );
+    let said = crate::full::mounting(&site, &script);
+    assert_eq!(said.code, 0, "{said}");
+    let mut buffer = vec![0; 1 << 16];
+    let mut heard = Vec::new();
+    while let Ok(length) = socket.recv(&mut buffer) {
+        // Each value is led by its length, eight bytes.
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        heard.push(text.replace(
+            |c: char| c != '\n' && (c.is_control() || c == char::REPLACEMENT_CHARACTER),
+            "",
+        ));
+    }
+    let ended = heard.iter().find(|entry| entry.contains("the run ended"));
+    let ended = ended.unwrap_or_else(|| panic!("{heard:?}"));
+    let run = &site.points()[0];
+    for field in [
+        "PRIORITY\n5\n",
+        "SYSLOG_IDENTIFIER\nbackup\n",
+        "LIFEBOAT_SOURCE\napp\n",
+        &format!("LIFEBOAT_RUN\n{run}\n"),
+    ] {
+        assert!(ended.contains(field), "{field}: {ended}");
+    }
+    assert!(!said.stderr.contains("the run ended"), "{said}");
+    // Elsewhere there is none.
+    let none = crate::full::mounting(
+        &site,
+        "mount -t tmpfs tmpfs /run || exit 99; $B --log-format journal run app",
+    );
+    assert_eq!(none.code, 2, "{none}");
+    assert!(none.stderr.contains("the journal can not be reached"), "{none}");
+}
+
+#[test]
+fn a_full_state_directory_makes_slots_wait_and_loses_none() {
+    let (site, port) = site(218);
+    let policy = std::fs::read_to_string(site.path("policy.toml")).unwrap();
+    let every_minute = policy.replace("0 * * * *", "* * * * *");
+    write_file(site.dir.path(), "policy.toml", every_minute);
+    due(&site);
+    // Everything of the daemon's memory is on a small disk that somebody else fills.
+    let script = "cp -a state before; mount -t tmpfs -o mode=0700,size=1m tmpfs state || exit 99; cp -a before/. state/
+         said() { n=0; until grep -q \"$1\" log; do n=$((n+1)); [ $n -lt 900 ] || return 1; sleep 0.1; done; }
+         $B --log-format json daemon 2>log & daemon=$!
+         said 'a slot is done' || exit 90
+         dd if=/dev/zero of=state/filler bs=4k 2>/dev/null
+         said 'slots wait' || exit 91
+         $B -q status --alive || exit 92
+         kill -0 $daemon || exit 93
+         cp log log.full; rm state/filler; kill -HUP $daemon
+         said 'was read anew' || exit 94
+         n=$(grep -c 'a slot is done' log.full)
+         m=0; until [ $(grep -c 'a slot is done' log) -gt $n ]; do m=$((m+1)); [ $m -lt 900 ] || exit 95; sleep 0.1; done
+         kill $daemon; wait $daemon || exit 96
+         cp -a state/. before/";
+    let said = crate::full::mounting(&site, script);
+    let log = std::fs::read_to_string(site.path("log")).unwrap();
+    assert_eq!(said.code, 0, "{said}{log}");
+    let (ledger, _) = Ledger::open(&site.path("before")).unwrap();
+    let done = ledger.totals("run app").unwrap();
+    assert_eq!(
+        (done.done as usize, done.failed),
+        (site.points().len(), 0),
+        "{log}"
+    );
+    let slots = ledger
+        .since("run app", SystemClock.now() - TimeDelta::hours(1))
+        .unwrap();
+    assert!(
+        slots.len() >= 2 && slots.iter().all(|s| s.outcome == Outcome::Done),
+        "{slots:?}"
+    );
+    assert!(get(port, "/healthz", None).is_none());
 }

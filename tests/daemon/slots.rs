@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use std::sync::Arc;
+
 use chrono::TimeDelta;
 use lifeboat::state::ledger::Outcome;
 
@@ -327,4 +329,57 @@ async fn many_sources_of_one_second_are_all_done_a_few_at_a_time() {
     assert!((2..=3).contains(&most.into_inner()), "three at once, and no more");
     assert!(!preferred_waits.into_inner(), "what has priority goes first");
     port.stop().await;
+}
+
+/// Panics once, at a moment of a run.
+#[derive(Debug, Default)]
+struct Panic(std::sync::atomic::AtomicBool);
+
+impl lifeboat::clock::CrashPoints for Panic {
+    fn reach(&self, name: &'static str) -> lifeboat::error::Result<()> {
+        let last = name == "before the commit is put";
+        assert!(
+            !last || self.0.swap(true, std::sync::atomic::Ordering::SeqCst),
+            "a panic of the test's"
+        );
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_ends_one_run_and_touches_no_other() {
+    let mut port = Port::new(210, "0 * * * *", "");
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    let other = format!(
+        "\n[source.other]\nkind = \"pocketbase\"\npath = \"{}\"\nschedule = \"0 * * * *\"\nstorage = false\n",
+        port.site.source().display()
+    );
+    harness::write_file(port.site.dir.path(), "policy.toml", policy + &other);
+    port.crash = Arc::new(Panic::default());
+    port.start();
+    port.rest().await;
+    let counts = |shown: &lifeboat::daemon::Shown| -> Vec<(u32, u32)> {
+        shown
+            .tasks
+            .iter()
+            .map(|t| (t.totals.done, t.totals.failed))
+            .collect()
+    };
+    let shown = port.advance(TimeDelta::hours(1)).await;
+    let mut after = counts(&shown);
+    after.sort_unstable();
+    assert_eq!(after, [(0, 1), (1, 0)], "one of the two");
+    let shown = port.advance(TimeDelta::hours(1)).await;
+    let mut after = counts(&shown);
+    after.sort_unstable();
+    assert_eq!(after, [(1, 1), (2, 0)], "and both go on");
+    port.stop().await;
+    let ledger = port.ledger();
+    let from = at("2026-11-26T00:00:00Z");
+    let failed = ["run app", "run other"]
+        .into_iter()
+        .flat_map(|key| ledger.since(key, from).unwrap())
+        .find(|r| r.outcome == Outcome::Failed)
+        .unwrap();
+    assert!(failed.error.unwrap().contains("unexpectedly"));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use lifeboat::clock::{Clock, NoCrash, SystemRandom, World};
+use lifeboat::clock::{Clock, CrashPoints, NoCrash, SystemRandom, World};
 use lifeboat::daemon::{self, Given, Shown};
 use lifeboat::error::Result;
 use lifeboat::jobs::Session;
@@ -27,6 +27,7 @@ use crate::site::Site;
 pub struct Port {
     pub site: Site,
     pub clock: Arc<Hands>,
+    pub crash: Arc<dyn CrashPoints>,
     running: Option<Running>,
 }
 
@@ -88,6 +89,7 @@ impl Port {
         let port = Self {
             site,
             clock: Arc::new(Hands::new(at("2026-11-26T00:00:30Z"))),
+            crash: Arc::new(NoCrash),
             running: None,
         };
         port.schedule(schedule, more);
@@ -104,10 +106,9 @@ impl Port {
         write_file(self.site.dir.path(), "policy.toml", scheduled);
     }
     fn session(&self, cancel: CancellationToken) -> Session {
-        Session {
-            cancel,
-            ..session(&self.site, self.clock.clone())
-        }
+        let mut session = session(&self.site, self.clock.clone());
+        session.world.crash = self.crash.clone();
+        Session { cancel, ..session }
     }
     pub fn start(&mut self) {
         assert!(self.running.is_none());

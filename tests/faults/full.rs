@@ -84,7 +84,7 @@ fn a_full_state_directory_is_named() {
 }
 
 /// A shell in a mount namespace of its own, with our binary as `$B`.
-fn mounting(site: &Site, script: &str) -> Said {
+pub fn mounting(site: &Site, script: &str) -> Said {
     let ours = site.backup(&[]);
     let mut command = Command::new("unshare");
     let own = rustix::process::geteuid().is_root();

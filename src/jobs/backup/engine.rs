@@ -181,6 +181,7 @@ impl Engine {
             }
         };
         let run = RunId::new(self.world.ulid()?);
+        tracing::Span::current().record("run", tracing::field::display(run));
         let scratch = self.state.scratch(run)?;
         let context = Context {
             world: self.world.clone(),
@@ -365,6 +366,7 @@ impl Engine {
         let packed = packer.finish().await?;
         cutter.place(number, &packed)?;
         let next = RunId::new(self.world.ulid()?);
+        tracing::Span::current().record("run", tracing::field::display(next));
         let mut head = cutter.index.head().clone();
         head.run = run;
         // The part goes to a file of its own, fenced to the partial commit; the whole goes on in a file for the next run.

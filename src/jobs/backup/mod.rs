@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::StreamExt as _;
+use tracing::Instrument as _;
 
 use super::report::{Failure, RunReport, RunResult};
 use super::{Session, last};
@@ -46,10 +47,21 @@ pub async fn run(session: &Session, sources: &[SourceName]) -> Vec<RunReport> {
 
 /// Takes a recovery point of one source for a slot.
 pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>) -> RunReport {
+    // Every line of a run tells which: the id is known when it is made. At the level that is always logged.
+    let span = tracing::error_span!(
+        "run",
+        source = %name,
+        slot = slot.map(tracing::field::display),
+        run = tracing::field::Empty
+    );
+    told(session, name, slot).instrument(span).await
+}
+
+async fn told(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>) -> RunReport {
     let begun = session.world.clock.since_boot();
     let mut warnings = Vec::new();
     let under_way = last::begin(session, name, &mut warnings);
-    tracing::info!(source = %name, "a run begins");
+    tracing::info!("a run begins");
     let result = take(session, name, slot).await;
     let seconds = session
         .world
@@ -92,7 +104,7 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
         }
     }
     last::end(session, under_way, &mut report);
-    tracing::info!(source = %name, result = ?report.result, bytes_read = report.bytes_read, bytes_stored = report.bytes_stored, seconds, "the run ended");
+    tracing::info!(result = ?report.result, bytes_read = report.bytes_read, bytes_stored = report.bytes_stored, seconds, "the run ended");
     report
 }
 

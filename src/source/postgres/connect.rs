@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::tls::{self, SslMode};
 use super::value::causes;
@@ -415,12 +416,13 @@ impl Session {
     where
         tokio_postgres::Connection<S, T>: Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
     {
-        let task = tokio::spawn(async move {
+        let driver = async move {
             // How the connection ended shows at the next query.
             if let Err(e) = connection.await {
                 tracing::debug!(error = %causes(&e), "a Postgres session ended");
             }
-        });
+        };
+        let task = tokio::spawn(driver.in_current_span());
         Self {
             client,
             task: AbortOnDrop(task),

@@ -110,8 +110,8 @@ impl DirectoryStore {
         what: String,
         call: impl FnOnce(&Inner) -> StoreResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        let inner = Arc::clone(&self.0);
-        match tokio::task::spawn_blocking(move || call(&inner)).await {
+        let (inner, span) = (Arc::clone(&self.0), tracing::Span::current());
+        match tokio::task::spawn_blocking(move || span.in_scope(|| call(&inner))).await {
             Ok(result) => result.map_err(|e| self.located(e)),
             Err(e) => Err(StoreError::new(Fault::Unavailable, what, e)),
         }
