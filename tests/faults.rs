@@ -11,6 +11,8 @@ mod full;
 mod harness;
 #[path = "faults/kill.rs"]
 mod kill;
+#[path = "daemon/mail.rs"]
+mod mail;
 #[path = "daemon/notices.rs"]
 mod notices;
 #[path = "daemon/page.rs"]

@@ -95,7 +95,7 @@ pub fn start(global: &Global, usual: Usual, lookup: &Lookup, bars: &Bars) -> Res
 
 type Layered = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Source, slot and run become fields of the journal's own: `journalctl LIFEBOAT_SOURCE=orders`.
+/// Source, slot and run become fields of the journal's own, with our name before theirs.
 fn journal() -> io::Result<Layered> {
     let layer = tracing_journald::layer()?;
     Ok(layer.with_field_prefix(Some("LIFEBOAT".to_owned())).boxed())

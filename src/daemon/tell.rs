@@ -253,6 +253,7 @@ pub async fn deliver(session: &Session, owed: &Owed) -> Result<Option<()>> {
         return Ok(None);
     };
     let url = session.secret(url)?;
+    let ca_file = told.ca_file.as_deref();
     let secret = match &told.secret {
         Some(secret) if kind == PlaceKind::Webhook => Some(session.secret(secret)?),
         _ => None,
@@ -262,7 +263,7 @@ pub async fn deliver(session: &Session, owed: &Owed) -> Result<Option<()>> {
         let Ok(ping) = serde_json::from_str::<Ping>(&owed.body) else {
             return Ok(None);
         };
-        return notify::deliver_ping(kind, &url, &ping).await.map(Some);
+        return notify::deliver_ping(kind, &url, &ping, ca_file).await.map(Some);
     }
     let Ok(notice) = serde_json::from_str::<Notice>(&owed.body) else {
         return Ok(None);
@@ -272,9 +273,9 @@ pub async fn deliver(session: &Session, owed: &Owed) -> Result<Option<()>> {
             return Ok(None);
         };
         let from = from.as_ref().unwrap_or(to);
-        return mail::send(&url, to, from, &notice).await.map(Some);
+        return mail::send(&url, to, from, &notice, ca_file).await.map(Some);
     }
-    notify::deliver(kind, &url, secret.as_ref(), &notice)
+    notify::deliver(kind, &url, secret.as_ref(), &notice, ca_file)
         .await
         .map(Some)
 }

@@ -1,10 +1,12 @@
 //! Notices by e-mail: SMTP with TLS.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use lettre::message::header::ContentType;
 use lettre::message::{Mailbox, header};
+use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use url::{Host, Url};
 
@@ -13,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::secret::SecretText;
 
 /// A server that takes longer over a notice has not taken it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The server's URL with what makes the connection safe: TLS from the start (`smtps`), else before anything is said
 /// (`smtp`, STARTTLS). Only a server on this host is spoken to without.
@@ -44,7 +46,10 @@ fn server(url: &SecretText) -> Result<Url> {
 }
 
 fn message(to: &Mailbox, from: &Mailbox, notice: &Notice) -> Result<Message> {
+    // The same notice sent twice, since its first reply was lost, is the same message.
+    let id = blake3::hash(format!("{notice:?}").as_bytes()).to_hex();
     Message::builder()
+        .message_id(Some(format!("<{}@{}>", &id[..32], from.email.domain())))
         .from(from.clone())
         .to(to.clone())
         .subject(notice.subject())
@@ -74,14 +79,34 @@ impl header::Header for AutoSubmitted {
 ///
 /// # Errors
 /// It can not be reached, is not who it says, hangs, or does not take it. The message has no URL: it has the password.
-pub async fn send(url: &SecretText, to: &Mailbox, from: &Mailbox, notice: &Notice) -> Result<()> {
+pub async fn send(
+    url: &SecretText,
+    to: &Mailbox,
+    from: &Mailbox,
+    notice: &Notice,
+    ca_file: Option<&Path>,
+) -> Result<()> {
     let server = server(url)?;
     let message = message(to, from, notice)?;
     let failed = |e| Error::failed("the SMTP server did not take it").because(e);
-    let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(server.as_str())
+    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(server.as_str())
         .map_err(|_| Error::usage("the SMTP URL can not be read"))?
-        .timeout(Some(PATIENCE))
-        .build();
+        .timeout(Some(PATIENCE));
+    if let Some(path) = ca_file
+        && (server.scheme() == "smtps" || server.query().is_some())
+    {
+        let certificate =
+            Certificate::from_pem(&super::trusted(path)?).map_err(|e| super::unusable(path, e))?;
+        let parameters = TlsParameters::builder(server.host_str().unwrap_or_default().to_owned())
+            .add_root_certificate(certificate)
+            .build_rustls()
+            .map_err(|e| super::unusable(path, e))?;
+        builder = builder.tls(match server.scheme() {
+            "smtps" => Tls::Wrapper(parameters),
+            _ => Tls::Required(parameters),
+        });
+    }
+    let transport = builder.build();
     match tokio::time::timeout(PATIENCE, transport.send(message)).await {
         Ok(Ok(answer)) if answer.is_positive() => Ok(()),
         Ok(Ok(answer)) => Err(Error::failed(format!(

@@ -4,6 +4,7 @@
 pub mod mail;
 pub mod ping;
 
+use std::path::Path;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -123,9 +124,10 @@ pub async fn deliver(
     url: &SecretText,
     secret: Option<&SecretText>,
     notice: &Notice,
+    ca_file: Option<&Path>,
 ) -> Result<()> {
     let (content_type, body) = body(kind, notice)?;
-    let mut request = client(kind)?
+    let mut request = client(kind, ca_file)?
         .post(url.expose().trim())
         .header("Content-Type", content_type);
     if let Some(secret) = secret {
@@ -143,7 +145,12 @@ pub async fn deliver(
 ///
 /// # Errors
 /// As [`deliver`].
-pub async fn deliver_ping(kind: PlaceKind, url: &SecretText, ping: &Ping) -> Result<()> {
+pub async fn deliver_ping(
+    kind: PlaceKind,
+    url: &SecretText,
+    ping: &Ping,
+    ca_file: Option<&Path>,
+) -> Result<()> {
     if url::Url::parse(url.expose().trim()).is_err() {
         return Err(Error::usage(format!(
             "the URL of {} can not be read",
@@ -154,18 +161,33 @@ pub async fn deliver_ping(kind: PlaceKind, url: &SecretText, ping: &Ping) -> Res
         return Ok(());
     };
     let request = match kind {
-        PlaceKind::Push => client(kind)?.get(address),
-        _ => client(kind)?.post(address).body(ping.text.clone()),
+        PlaceKind::Push => client(kind, ca_file)?.get(address),
+        _ => client(kind, ca_file)?.post(address).body(ping.text.clone()),
     };
     taken(kind, request).await
 }
 
-fn client(kind: PlaceKind) -> Result<reqwest::Client> {
-    reqwest::Client::builder()
+fn client(kind: PlaceKind, ca_file: Option<&Path>) -> Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
         .timeout(PATIENCE)
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(|e| unreachable(kind, e))
+        .redirect(reqwest::redirect::Policy::none());
+    if let Some(path) = ca_file {
+        let pem = trusted(path)?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| unusable(path, e))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(|e| unreachable(kind, e))
+}
+
+/// The certificates of `notify.NAME.ca_file`.
+fn trusted(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| unusable(path, e))
+}
+
+fn unusable(path: &Path, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::usage(format!("{} can not be used as ca_file", path.display()))
+        .hint("It holds certificates in PEM.")
+        .because(e)
 }
 
 fn unreachable(kind: PlaceKind, e: reqwest::Error) -> Error {

@@ -405,6 +405,12 @@ pub const KEYS: &[Key] = &[
     key("notify", "push", Secret, "Uptime Kuma push URL"),
     key("notify", "email", Text, "Address to write to"),
     key("notify", "from", Text, "Address that writes; default: the same"),
+    key(
+        "notify",
+        "ca_file",
+        Text,
+        "PEM certificates to trust beside the system's",
+    ),
     key("notify", "smtp", Secret, "smtps:// URL with its password"),
     key(
         "notify",

@@ -55,6 +55,8 @@ pub struct NotifyPolicy {
     pub secret: Option<SecretRef>,
     /// Who writes to whom, by e-mail.
     pub email: Option<(Mailbox, Option<Mailbox>)>,
+    /// PEM certificates to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
     /// Of what.
     pub on: BTreeSet<Event>,
 }

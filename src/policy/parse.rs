@@ -486,10 +486,12 @@ fn notify(reader: &Reader<'_, '_>) -> NotifyPolicy {
             }
         }
     }
+    let ca_file = reader.path("ca_file");
     reader.finish(&[]);
     NotifyPolicy {
         places,
         secret,
+        ca_file,
         email: to.map(|to| (to, from)),
         // Not said: of everything.
         on: if asked.is_some() { on } else { Event::ALL.into() },

@@ -89,7 +89,7 @@ impl Place {
 }
 
 /// A policy that tells a place.
-fn tell(port: &Port, keys: &str) {
+pub fn tell(port: &Port, keys: &str) {
     let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
     write_file(
         port.site.dir.path(),
@@ -98,16 +98,16 @@ fn tell(port: &Port, keys: &str) {
     );
 }
 
-fn secret(port: &Port, name: &str, text: &str) -> String {
+pub fn secret(port: &Port, name: &str, text: &str) -> String {
     let path = write_file(port.site.dir.path(), name, text);
     format!("{{ file = \"{}\" }}", path.display())
 }
 
-fn all_told(shown: &Shown) -> bool {
+pub fn all_told(shown: &Shown) -> bool {
     shown.owed == 0 && rests(shown)
 }
 
-async fn hours(port: &mut Port, count: u32) {
+pub async fn hours(port: &mut Port, count: u32) {
     for _ in 0..count {
         port.advance(TimeDelta::hours(1)).await;
     }
