@@ -118,7 +118,8 @@ pub fn frames(data: &[u8]) {
             Some(&content[..])
         );
     }
-    // A run of frames says how much it holds; a decoder that reads it through finds just that.
+    // A run of frames says how much it holds; a decoder that reads it through finds no more. It may find less: zstd does not
+    // compare where the last block is empty. Whoever writes content somewhere decodes frame by frame, above, which does.
     let Ok(total) = frame::content_length(data) else {
         return;
     };
@@ -128,7 +129,7 @@ pub fn frames(data: &[u8]) {
         use std::io::Read as _;
         let mut counted = decoder.take(total + 1);
         if let Ok(found) = std::io::copy(&mut counted, &mut std::io::sink()) {
-            assert_eq!(found, total);
+            assert!(found <= total);
         }
     }
 }
