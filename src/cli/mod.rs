@@ -167,6 +167,8 @@ fn execute(surroundings: &Surroundings, command: Command) -> Result<u8> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // As the main thread has: the daemon runs on these what commands run on that one. Only what is touched is taken.
+        .thread_stack_size(8 << 20)
         .build()
         .doing(|| "the runtime can not be started")?;
     let done = runtime.block_on(until_signalled(surroundings, command));

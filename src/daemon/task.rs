@@ -127,7 +127,8 @@ pub async fn carry_out(session: &Session, task: &Task, slot: DateTime<Utc>) -> E
         Task::Run(source) => tracing::error_span!("slot", source = %source, slot = %slot),
         other => tracing::error_span!("slot", task = other.key(), slot = %slot),
     };
-    one(session, task, slot).instrument(span).await
+    // On the heap: the state of a whole run is large.
+    Box::pin(one(session, task, slot)).instrument(span).await
 }
 
 async fn one(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {

@@ -19,6 +19,7 @@ use crate::site::{end, files};
 /// The place of the test: every secret is a random word that stands nowhere else.
 struct Vault {
     dir: TempDir,
+    port: u16,
     server: &'static PostgresServer,
     app: PocketBase,
     weed: SeaweedFs,
@@ -72,6 +73,8 @@ impl Vault {
             ("the identity", identity.to_owned()),
             ("the token", random_hex(16)),
             ("the webhook", random_hex(16)),
+            ("the signing secret", random_hex(16)),
+            ("the mail password", random_hex(16)),
         ]);
         let needles: Vec<_> = (sentinels.iter())
             .flat_map(|(what, word)| {
@@ -89,6 +92,7 @@ impl Vault {
             begins,
             clean: RefCell::default(),
             dir,
+            port: harness::free_port(),
             server,
             app,
             weed,
@@ -152,6 +156,7 @@ dir = "{root}/state"
 kind = "postgres"
 url = {{ env = "T_ORDERS_URL" }}
 client_dir = "{clients}"
+schedule = "0 0 1 1 *"
 
 [source.app]
 kind = "pocketbase"
@@ -159,12 +164,22 @@ url = "{app}"
 superuser = {{ identity = {{ env = "T_SUPERUSER" }}, password = {{ file = "{root}/secrets/superuser" }} }}
 
 [http]
+listen = "127.0.0.1:{port}"
 token = {{ env = "T_TOKEN" }}
 
 [notify.ops]
 webhook = {{ env = "T_WEBHOOK" }}
-on = ["failure"]
+secret = {{ env = "T_SIGNING" }}
+slack = {{ env = "T_WEBHOOK" }}
+discord = {{ env = "T_WEBHOOK" }}
+teams = {{ env = "T_WEBHOOK" }}
+ntfy = {{ env = "T_WEBHOOK" }}
+ping = {{ env = "T_WEBHOOK" }}
+push = {{ env = "T_WEBHOOK" }}
+email = "ops@example.net"
+smtp = {{ env = "T_SMTP" }}
 "#,
+            port = self.port,
             endpoint = self.weed.endpoint,
             root = self.dir.path().display(),
             clients = self.server.client_dir().display(),
@@ -196,7 +211,19 @@ on = ["failure"]
             )
             .env("T_SUPERUSER", SUPERUSER)
             .env("T_TOKEN", self.sentinel("the token"))
-            .env("T_WEBHOOK", format!("https://h/{}", self.sentinel("the webhook")))
+            // Nobody listens there: what fails is logged.
+            .env(
+                "T_WEBHOOK",
+                format!("https://127.0.0.1:1/{}", self.sentinel("the webhook")),
+            )
+            .env("T_SIGNING", self.sentinel("the signing secret"))
+            .env(
+                "T_SMTP",
+                format!(
+                    "smtps://lifeboat:{}@127.0.0.1:1",
+                    self.sentinel("the mail password")
+                ),
+            )
             .current_dir(self.dir.path())
             .args(args);
         command
@@ -393,6 +420,9 @@ async fn no_secret_is_shown_or_left_anywhere() {
     vault.watched(restore, 0);
     assert_eq!(vault.server.psql(&copy, "select count(*) from t"), "20000");
 
+    vault.daemon();
+    vault.write();
+
     // Failures, in which what is wrong is quoted.
     let wrong_store = |args: &[&str]| {
         let mut command = vault.backup(args);
@@ -486,6 +516,75 @@ async fn no_secret_is_shown_or_left_anywhere() {
 }
 
 impl Vault {
+    /// The daemon: a run that is asked for, every kind of notice to places that do not answer, every page.
+    fn daemon(&self) {
+        // An objective that is missed at once.
+        let policy = std::fs::read_to_string(self.path("policy.toml")).unwrap();
+        let strict = "schedule = \"0 0 1 1 *\"\nobjective = { rpo = \"1s\" }";
+        write_file(
+            self.dir.path(),
+            "policy.toml",
+            policy.replace("schedule = \"0 0 1 1 *\"", strict),
+        );
+        let log = std::fs::File::create(self.path("daemon.log")).unwrap();
+        let mut command = self.backup(&["daemon"]);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let mut child = command.spawn().unwrap();
+        let bearer = format!("Authorization: Bearer {}\r\n", self.sentinel("the token"));
+        let page = |method: &str, path: &str| {
+            let said = crate::process::ask(self.port, method, path, &bearer, "")?;
+            self.assert_clean(path, said.as_bytes());
+            Some(said)
+        };
+        let until = |path: &str, words: &str| {
+            let found = harness::poll(Duration::from_secs(60), || {
+                page("GET", path).filter(|said| said.contains(words))
+            });
+            let log = || std::fs::read_to_string(self.path("daemon.log")).unwrap();
+            assert!(found.is_some(), "{path} never says {words}: {}", log());
+        };
+        until("/", "its newest recovery point is");
+        assert!(
+            page("POST", "/sources/orders/run")
+                .unwrap()
+                .starts_with("HTTP/1.1 303")
+        );
+        until(
+            "/metrics",
+            "lifeboat_runs_total{task=\"run orders\",result=\"done\"} 1",
+        );
+        let told = |kind: &str| {
+            let log = std::fs::read_to_string(self.path("daemon.log")).unwrap();
+            let line = format!("place=\"{kind}\"");
+            let failed = |l: &&str| l.contains("a notice was not taken") && l.contains(&line);
+            log.lines().find(failed).map(drop)
+        };
+        for kind in [
+            "webhook", "slack", "discord", "teams", "ntfy", "ping", "push", "email",
+        ] {
+            assert!(
+                harness::poll(Duration::from_secs(60), || told(kind)).is_some(),
+                "{kind}"
+            );
+        }
+        for path in [
+            "/",
+            "/sources/orders",
+            "/sources/app",
+            "/metrics",
+            "/readyz",
+            "/healthz",
+        ] {
+            page("GET", path).unwrap();
+        }
+        for process in family(child.id()) {
+            self.assert_clean(&format!("the arguments of {}", process.name), &process.arguments);
+        }
+        crate::process::signal(&child, rustix::process::Signal::TERM);
+        assert!(child.wait().unwrap().success());
+        self.assert_files_clean();
+    }
+
     #[track_caller]
     fn watched_any(&self, command: Command) -> Said {
         let mut probe = Command::new(command.get_program());

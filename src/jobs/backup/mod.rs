@@ -54,7 +54,7 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
         slot = slot.map(tracing::field::display),
         run = tracing::field::Empty
     );
-    told(session, name, slot).instrument(span).await
+    Box::pin(told(session, name, slot)).instrument(span).await
 }
 
 async fn told(session: &Session, name: &SourceName, slot: Option<DateTime<Utc>>) -> RunReport {
