@@ -358,3 +358,85 @@ async fn a_source_that_says_nothing_is_told() {
     assert_eq!(place.events(), ["quiet", "recovery"]);
     port.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_down_for_a_night_is_told_once_and_runs_again_in_the_morning() {
+    const NIGHT: u32 = 8;
+    let mut port = Port::new(226, "0 * * * *", "");
+    let place = Place::new();
+    let webhook = secret(&port, "webhook", &place.address);
+    tell(
+        &port,
+        &format!("webhook = {webhook}\non = [\"failure\", \"recovery\"]"),
+    );
+    port.start();
+    port.rest().await;
+    hours(&mut port, 1).await;
+    let before = port.slots().len();
+    let (data, away) = (port.site.source().join("data.db"), port.site.path("away.db"));
+    std::fs::rename(&data, &away).unwrap();
+    for _ in 0..NIGHT {
+        port.clock.advance(TimeDelta::minutes(50));
+        // Each slot is tried three times, with waits between the tries.
+        while tokio::time::timeout(std::time::Duration::from_millis(200), port.rest())
+            .await
+            .is_err()
+        {
+            port.clock.advance(TimeDelta::seconds(31));
+        }
+        port.clock.advance(TimeDelta::minutes(10));
+        while tokio::time::timeout(std::time::Duration::from_millis(200), port.rest())
+            .await
+            .is_err()
+        {
+            port.clock.advance(TimeDelta::seconds(31));
+        }
+    }
+    port.until(all_told).await;
+    assert_eq!(place.events(), ["failure"], "once in a night");
+    let shown = port.rest().await;
+    let failed = shown.tasks[0].totals.failed;
+    assert!((NIGHT - 1..=NIGHT + 1).contains(&failed), "{failed}");
+    assert_eq!(port.slots().len(), before);
+    std::fs::rename(&away, &data).unwrap();
+    hours(&mut port, 1).await;
+    port.until(all_told).await;
+    assert_eq!(place.events(), ["failure", "recovery"]);
+    assert_eq!(port.slots().len(), before + 1);
+    port.stop().await;
+}
+
+/// Somebody who listens, and never says a word.
+fn silent() -> (TcpListener, u16) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_hangs_holds_up_no_other() {
+    let mut port = Port::new(227, "0 * * * *", "");
+    let ((_a, web), (_b, mail)) = (silent(), silent());
+    let place = Place::new();
+    let hanging = format!(
+        "webhook = {}\nemail = \"ops@example.net\"\nsmtp = {}\nslack = {}",
+        secret(&port, "web", &format!("http://127.0.0.1:{web}/")),
+        secret(&port, "mail", &format!("smtp://127.0.0.1:{mail}")),
+        secret(&port, "slack", &place.address),
+    );
+    tell(&port, &hanging);
+    port.start();
+    port.rest().await;
+    hours(&mut port, 1).await;
+    std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
+    hours(&mut port, 1).await;
+    // The third place hears of it while the others are waited for, and slots go on.
+    port.until(|shown| shown.owed == 2).await;
+    assert_eq!(place.taken().len(), 1);
+    std::fs::rename(port.site.path("away"), port.site.path("repository")).unwrap();
+    hours(&mut port, 2).await;
+    assert_eq!(port.slots().len(), 3);
+    // Both are given up for now, and are owed yet; the daemon ends at once.
+    port.stop().await;
+    assert!(port.ledger().owed_count().unwrap() >= 2);
+}

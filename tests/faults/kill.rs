@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness;
+use crate::harness::seaweedfs::SeaweedFs;
 use crate::site::{Site, digest, end, entries};
 
 const KILLS: u32 = 50;
@@ -238,4 +239,62 @@ fn only_a_new_marker(files: &crate::site::Tree) -> bool {
 fn to_if_there(to: &std::path::Path) -> std::path::PathBuf {
     std::fs::create_dir_all(to).unwrap();
     to.to_owned()
+}
+
+/// On a real bucket with Object Lock: what is put is locked, and nothing half written is.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_and_prunes_killed_on_a_locked_bucket_leave_whole_points_only() {
+    const KILLS: u32 = 16;
+    let weed = tokio::task::spawn_blocking(SeaweedFs::start).await.unwrap();
+    weed.create_bucket("locked", true).await;
+    let mut site = Site::without_repository(4);
+    let policy = crate::signals::s3_policy(&weed.endpoint, "shop").replace("s3://backups", "s3://locked");
+    site.write_policy(&format!(
+        "{policy}\nobject_lock = {{ mode = \"governance\", days = 2 }}"
+    ));
+    site.environment = vec![
+        ("T_KEY_ID".to_owned(), weed.access_key.clone()),
+        ("T_KEY".to_owned(), weed.secret_key.clone()),
+    ];
+    site.json(&["init"]);
+    let mut moments = Moments::of(&mut site, timed_run);
+    let mut cut_short = 0;
+    for n in 0..KILLS {
+        site.change();
+        let moment = moments.get(&mut site, n * 3);
+        let after = format!("a run killed after {moment:?} of {:?}", moments.whole);
+        let over = killed(&site, &["run"], moment);
+        moments.learn(over);
+        cut_short += u32::from(!over);
+        let new = site.record(&after);
+        assert!(new <= 1 && (!over || new == 1), "{after}: {new} new points");
+        if n % 4 == 3 {
+            killed(&site, &["prune"], moment / 2);
+            site.record("a killed prune");
+        }
+    }
+    assert!(cut_short > KILLS / 3, "{cut_short} of {KILLS} kills met a run");
+    site.change();
+    site.json(&["run"]);
+    site.all_restore("the end");
+    site.verifies("the end");
+    // Every commit and pack is locked: a listing of the bucket by its own client says so.
+    let client = weed.client();
+    let listed = client.list_objects_v2().bucket("locked").send().await.unwrap();
+    let mut locked = 0;
+    for object in listed.contents() {
+        let key = object.key().unwrap();
+        if key.ends_with(".age") || key.contains("/points/") {
+            let head = client
+                .head_object()
+                .bucket("locked")
+                .key(key)
+                .send()
+                .await
+                .unwrap();
+            assert!(head.object_lock_retain_until_date().is_some(), "{key}");
+            locked += 1;
+        }
+    }
+    assert!(locked > 10, "{locked}");
 }
