@@ -115,8 +115,7 @@ pub enum Command {
     /// Make the repository (and a key pair)
     Init(InitArgs),
     /// Try policy, secrets, access, store and sources; show the next runs
-    #[command(after_help = "Example:\n  backup check --policy policies/production.toml")]
-    Check,
+    Check(CheckArgs),
     /// Take recovery points now
     Run(RunArgs),
     /// Run what has a schedule, until it is told to stop
@@ -153,6 +152,15 @@ pub struct StatusArgs {
     /// Only ask the daemon of this policy whether its loop turns (for containers): 0 or 1, whatever the backups are
     #[arg(long)]
     pub alive: bool,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup check --policy policies/production.toml --notify")]
+pub struct CheckArgs {
+    /// Also send a test to every place that [notify] names
+    #[arg(long)]
+    pub notify: bool,
 }
 
 /// `demo`

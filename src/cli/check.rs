@@ -1,6 +1,7 @@
 //! `backup check`
 
 use super::Surroundings;
+use super::args::CheckArgs;
 use super::init::abilities;
 use super::load;
 use super::text::{clean, table};
@@ -11,9 +12,11 @@ use crate::source::{Finding, Level};
 use chrono_tz::Tz;
 
 /// Tries everything; exit 1 when a run would fail, 2 when policy or secrets are the cause.
-pub async fn check(surroundings: &Surroundings) -> Result<u8> {
+pub async fn check(surroundings: &Surroundings, args: &CheckArgs) -> Result<u8> {
     let session = surroundings.session()?;
-    let report = surroundings.reading(jobs::check::check(&session)).await?;
+    let report = surroundings
+        .reading(jobs::check::check(&session, args.notify))
+        .await?;
     let zone = session.policy.timezone;
     let directory = session.policy.repository.is_directory();
     surroundings

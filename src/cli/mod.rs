@@ -210,7 +210,7 @@ async fn dispatch(surroundings: &Surroundings, command: Command) -> Result<u8> {
     match command {
         Command::Demo(args) => demo::demo(surroundings, &args).await,
         Command::Init(args) => init::init(surroundings, &args).await,
-        Command::Check => check::check(surroundings).await,
+        Command::Check(args) => check::check(surroundings, &args).await,
         Command::Run(args) => run::run(surroundings, &args).await,
         Command::Daemon => daemon::daemon(surroundings).await,
         Command::List(args) => list::list(surroundings, &args).await,

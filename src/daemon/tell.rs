@@ -5,13 +5,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::task::{Ended, Task};
 use crate::error::{Error, Result};
+use crate::notify::Notice;
 use crate::notify::ping::{Beat, Ping};
-use crate::notify::{self, Notice, mail};
 use crate::policy::{Event, PlaceKind, Policy};
 use crate::state::ledger::notices::{Owed, Trouble};
 use crate::state::ledger::{Ledger, Outcome};
 
 use crate::jobs::Session;
+use crate::jobs::notices::{self, Told, about};
 
 /// What lasts is told again after this.
 const REMIND: TimeDelta = TimeDelta::days(1);
@@ -172,21 +173,6 @@ pub fn quiet(
     note(ledger, policy, &format!("quiet {key}"), &turn, notice, now)
 }
 
-/// A notice that says no more yet than what it is about.
-fn about(policy: &Policy, task: &str, event: Event, now: DateTime<Utc>) -> Notice {
-    Notice {
-        format: 1,
-        event,
-        environment: policy.environment.to_string(),
-        task: task.to_owned(),
-        at: now,
-        slot: None,
-        failures: 0,
-        since: None,
-        error: None,
-    }
-}
-
 fn note(
     ledger: &mut Ledger,
     policy: &Policy,
@@ -249,33 +235,21 @@ fn note(
 pub async fn deliver(session: &Session, owed: &Owed) -> Result<Option<()>> {
     let kind = PlaceKind::ALL.into_iter().find(|kind| kind.name() == owed.place);
     let told = session.policy.notify.get(&owed.to);
-    let Some((kind, told, url)) = kind.and_then(|kind| Some((kind, told?, told?.places.get(&kind)?))) else {
+    let found = kind
+        .zip(told)
+        .filter(|(kind, told)| told.places.contains_key(kind));
+    let Some((kind, told)) = found else {
         return Ok(None);
-    };
-    let url = session.secret(url)?;
-    let ca_file = told.ca_file.as_deref();
-    let secret = match &told.secret {
-        Some(secret) if kind == PlaceKind::Webhook => Some(session.secret(secret)?),
-        _ => None,
     };
     // What an older version owed and this one can not read is owed to nobody.
-    if kind.is_ping() {
-        let Ok(ping) = serde_json::from_str::<Ping>(&owed.body) else {
-            return Ok(None);
-        };
-        return notify::deliver_ping(kind, &url, &ping, ca_file).await.map(Some);
-    }
-    let Ok(notice) = serde_json::from_str::<Notice>(&owed.body) else {
-        return Ok(None);
+    let body = &owed.body;
+    let what = if kind.is_ping() {
+        serde_json::from_str(body).ok().map(Told::Ping)
+    } else {
+        serde_json::from_str(body).ok().map(Told::Notice)
     };
-    if kind == PlaceKind::Email {
-        let Some((to, from)) = &told.email else {
-            return Ok(None);
-        };
-        let from = from.as_ref().unwrap_or(to);
-        return mail::send(&url, to, from, &notice, ca_file).await.map(Some);
+    match what {
+        Some(what) => notices::tell(session, told, kind, &what).await.map(Some),
+        None => Ok(None),
     }
-    notify::deliver(kind, &url, secret.as_ref(), &notice, ca_file)
-        .await
-        .map(Some)
 }

@@ -30,11 +30,11 @@ impl Found {
     }
 }
 
-/// Policy, secrets, access, store abilities, sources, next runs.
+/// Policy, secrets, access, store abilities, sources, next runs; with `notify` a test to every place that takes notices.
 ///
 /// # Errors
 /// None: what is wrong is a finding.
-pub async fn check(session: &Session) -> Result<CheckReport> {
+pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
     let mut found = Found::default();
     let secrets = secrets::check_all(&session.policy, &*session.lookup);
     found.of_policy = secrets.iter().any(|f| f.level == Level::Error);
@@ -42,13 +42,19 @@ pub async fn check(session: &Session) -> Result<CheckReport> {
     if !session.policy.not_acted_on.is_empty() {
         found.push(Finding::warning(
             "not yet",
-            format!("this version does not act on {}", session.policy.not_acted_on.join(", ")),
-            "Nothing is run, drilled or told by itself: call `backup run`, `prune`, `verify` and `status` from timers, and watch their exit codes.",
+            format!(
+                "this version does not act on {}",
+                session.policy.not_acted_on.join(", ")
+            ),
+            "It is read and validated, and nothing comes of it yet.",
         ));
     }
     encryption(session, &mut found);
     found.push(state(session));
     let abilities = repository(session, &mut found).await;
+    if notify {
+        found.list.extend(super::notices::try_all(session).await);
+    }
     let mut sources = Vec::new();
     let mut of_policy = found.of_policy;
     for (name, policy) in &session.policy.sources {

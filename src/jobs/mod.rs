@@ -9,6 +9,7 @@ pub mod init;
 pub mod keys;
 mod last;
 pub mod list;
+pub mod notices;
 pub mod outline;
 pub mod prune;
 pub mod report;

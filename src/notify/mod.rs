@@ -44,11 +44,17 @@ pub struct Notice {
     pub since: Option<DateTime<Utc>>,
     /// The cause, in a sentence.
     pub error: Option<String>,
+    /// Nothing has happened: somebody tries whether notices come through.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test: bool,
 }
 
 impl Notice {
     /// One line for people.
     pub fn subject(&self) -> String {
+        if self.test {
+            return format!("Lifeboat ({}): a test, nothing has happened", self.environment);
+        }
         let what = match self.event {
             Event::Failure if self.failures > 1 => format!("failed {} times in a row", self.failures),
             Event::Failure => "failed".to_owned(),
@@ -220,6 +226,7 @@ mod tests {
             slot: Some("2026-11-26T09:00:00Z".parse().unwrap()),
             failures: 3,
             since: None,
+            test: false,
             error: Some("the server is \"down\" @everyone".into()),
         }
     }

@@ -440,3 +440,42 @@ async fn a_place_that_hangs_holds_up_no_other() {
     port.stop().await;
     assert!(port.ledger().owed_count().unwrap() >= 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_notice_is_sent_by_check_and_what_does_not_come_through_is_told() {
+    let port = Port::new(228, "0 * * * *", "");
+    let (place, deaf) = (Place::new(), Place::new());
+    deaf.status.store(404, Ordering::SeqCst);
+    let keys = format!(
+        "webhook = {}\nslack = {}\nping = {}",
+        secret(&port, "webhook", &format!("{}/hook", place.address)),
+        secret(&port, "slack", &format!("{}/open-sesame", deaf.address)),
+        secret(&port, "ping", &format!("{}/beat", place.address)),
+    );
+    tell(&port, &keys);
+    let check = |site: &crate::site::Site, args: &[&str]| crate::harness::run(&mut site.backup(args));
+    let said = check(&port.site, &["check"]);
+    assert_eq!(said.code, 0, "{said}");
+    assert!(place.taken().is_empty(), "only when it is asked for");
+    let said = check(&port.site, &["check", "--notify"]);
+    assert_eq!(said.code, 1, "{said}");
+    for word in [
+        "notify.ops.webhook",
+        "took a test",
+        "notify.ops.slack",
+        "slack answered 404",
+    ] {
+        assert!(said.stdout.contains(word), "{word}: {said}");
+    }
+    assert!(
+        !said.stdout.contains("sesame") && !said.stderr.contains("sesame"),
+        "{said}"
+    );
+    let taken = place.taken();
+    let hook = taken.iter().find(|t| t.0 == "/hook").unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&hook.2).unwrap()["test"], true);
+    assert!(taken.iter().any(|t| t.0.starts_with("/beat?rid=")), "{taken:?}");
+    deaf.status.store(200, Ordering::SeqCst);
+    assert_eq!(check(&port.site, &["check", "--notify"]).code, 0);
+    assert!(deaf.taken()[0].2.contains("a test, nothing has happened"));
+}

@@ -9,6 +9,7 @@ pub mod golden;
 pub mod guard;
 pub mod pocketbase;
 pub mod postgres;
+pub mod processes;
 pub mod seaweedfs;
 
 use std::ffi::OsStr;

@@ -94,7 +94,7 @@ async fn check_tells_an_identity_that_opens_nothing() {
     let (wrong, _) = key(&fixture, "wrong");
     let (other, added) = key(&fixture, "other");
     let found = async |fixture: &Fixture| {
-        let report = check::check(&fixture.session).await.unwrap();
+        let report = check::check(&fixture.session, false).await.unwrap();
         let finding = report.findings.into_iter().find(|f| f.name == "identity");
         finding.map(|f| (f.level, f.text))
     };
