@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use base64::Engine as _;
 
 use crate::harness::pocketbase::{PocketBase, SUPERUSER};
 use crate::harness::postgres::PostgresServer;
-use crate::harness::processes::{Process, family};
+use crate::harness::processes::family;
 use crate::harness::seaweedfs::SeaweedFs;
 use crate::harness::{self, Said, TempDir, lifeboat, random_hex, run_ok, temp_dir, write_file};
 use crate::site::{end, files};
