@@ -14,6 +14,7 @@ use super::load;
 use crate::daemon::{self, Given, Shown, http};
 use crate::error::{Context as _, Error, Result};
 use crate::progress::Silent;
+use crate::state::StateDir;
 
 /// How often the daemon is woken.
 const WAKE: Duration = Duration::from_secs(1);
@@ -21,13 +22,7 @@ const WAKE: Duration = Duration::from_secs(1);
 /// Runs until it is told to stop.
 pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
     let mut session = surroundings.session()?;
-    if crate::daemon::task::Task::of_policy(&session.policy)?.is_empty() {
-        return Err(Error::usage("nothing in the policy has a schedule")
-            .hint("Give a source a schedule, such as \"0 2 * * *\"; or use `backup run` from a timer."));
-    }
-    // Everything that is missing is told before anything begins.
-    let used = |key: &str| !key.starts_with("encryption.");
-    session.require(used)?;
+    daemon::startable(&session)?;
     session.progress = Arc::new(Silent);
     let token = match &session.policy.http.token {
         Some(reference) => Some(session.secret(reference)?),
@@ -35,7 +30,11 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
     };
     let shown = Arc::new(Mutex::new(Shown::default()));
     let (ask, asked) = mpsc::channel(1);
+    // Before it listens: a second one is refused at once.
+    let state = StateDir::open(&session.policy.state_dir)?;
+    let lock = state.lock_daemon()?;
     let server = http::serve(&session, token, shown.clone(), ask).await?;
+    state.listens(server.address)?;
     let reload = Arc::new(Notify::new());
     let mut hangup = signal(SignalKind::hangup()).doing(|| "signals can not be listened to")?;
     let rung = reload.clone();
@@ -57,6 +56,7 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
     let (ready, reloaded) = (AtomicBool::new(false), Mutex::new(None));
     let given = Given {
         session,
+        lock: Some(lock),
         load: Arc::new(move || load::policy(path.as_deref(), &lookup)),
         reload,
         wake,

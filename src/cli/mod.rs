@@ -182,6 +182,8 @@ async fn until_signalled(surroundings: &Surroundings, command: Command) -> Resul
     let listen = |kind| signal(kind).doing(|| "signals can not be listened to");
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
+    // Its log is for machines, each line of it.
+    let daemon = matches!(command, Command::Daemon);
     let work = dispatch(surroundings, command);
     tokio::pin!(work);
     loop {
@@ -191,7 +193,11 @@ async fn until_signalled(surroundings: &Surroundings, command: Command) -> Resul
                 if surroundings.cancel.is_cancelled() {
                     return Err(Error::new(Kind::Interrupted, "interrupted twice: ended at once"));
                 }
-                surroundings.printer.tell("interrupted: ending in good order (once more: at once)");
+                if daemon {
+                    tracing::info!("told to end: runs end in good order (once more: at once)");
+                } else {
+                    surroundings.printer.tell("interrupted: ending in good order (once more: at once)");
+                }
                 surroundings.cancel.cancel();
             }
             done = &mut work => return done.map_err(|e| errors::of_interrupt(surroundings.cancel.is_cancelled(), e)),

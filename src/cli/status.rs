@@ -18,15 +18,28 @@ struct Alive {
 
 /// One sentence, then a line per source; exit 1 when an objective is missed or it can not know.
 pub async fn status(surroundings: &Surroundings, args: &StatusArgs) -> Result<u8> {
-    let session = surroundings.session()?;
     if args.alive {
-        let said = http::ask_alive(session.policy.http.listen).await?;
+        // Also of a policy that has become bad: the daemon goes on with the old one, and is alive.
+        let policy = surroundings.policy();
+        let state = match &policy {
+            Ok(policy) => policy.state_dir.clone(),
+            Err(_) => {
+                let path = crate::policy::find(surroundings.global.policy.as_deref(), &*surroundings.lookup);
+                crate::policy::state_dir_of(path.ok().as_deref(), &*surroundings.lookup)
+            }
+        };
+        let address = match (crate::state::daemon_address(&state), policy) {
+            (Some(address), _) => address,
+            (None, policy) => policy?.http.listen,
+        };
+        let said = http::ask_alive(address).await?;
         let alive = Alive { alive: true, said };
         surroundings
             .printer
             .result(&alive, || format!("{}\n", clean(&alive.said)))?;
         return Ok(0);
     }
+    let session = surroundings.session()?;
     let report = surroundings.reading(jobs::status::status(&session)).await?;
     surroundings.printer.result(&report, || text(&report))?;
     Ok(if report.ok { 0 } else { Kind::Failed.exit_code() })

@@ -6,93 +6,42 @@ use std::time::Duration;
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 
+use super::entry::{Entry, Phase, decide, known};
 use super::points::Points;
-use super::shown::{Shown, ShownTask};
-use super::task::{Ended, Resolved, Task};
+use super::shown::Shown;
+use super::task::{BACKOFF, Ended, Resolved, Task};
 use super::tell;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::policy::Policy;
-use crate::schedule::due::{self, Timetable, Waiting};
+use crate::schedule::due::{self, Waiting};
 use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome, SlotRecord};
 use crate::types::{RunId, SourceName};
 
 /// When something that failed and is none of a run's business is tried again: the ledger, the repository at the start.
-const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
+pub(super) const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
 /// How often objectives and notices are looked at.
 const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
 /// Tasks for which the repository is asked at once.
 const ASKED_AT_ONCE: usize = 8;
+/// A point so far in the future is of a clock that is wrong.
+pub const FUTURE: TimeDelta = TimeDelta::minutes(5);
 /// A source is not quiet before so long, however often it runs.
 const QUIET_LEAST: TimeDelta = TimeDelta::hours(1);
 /// Notices that are delivered at once.
-const DELIVERED_AT_ONCE: u32 = 4;
+const DELIVERED_AT_ONCE: usize = 16;
 
 /// What is to be done now.
 pub enum Step {
     /// Find out what is settled; with what the ledger knows, and what was under way.
     Resolve(Task, Option<DateTime<Utc>>, Vec<SlotRecord>),
-    /// Carry out a slot.
-    Start(Task, DateTime<Utc>),
+    /// Carry out a try of a slot; an earlier one began at that time.
+    Start(Task, DateTime<Utc>, Option<DateTime<Utc>>),
     /// Deliver a notice.
     Deliver(Owed),
     /// Ask the repository for a source's points: those that are not known yet, or one.
     Look(SourceName, BTreeSet<RunId>, Option<RunId>),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Phase {
-    /// What is settled is not known yet, and is asked for at this time.
-    Unknown(DateTime<Utc>),
-    Resolving,
-    Idle,
-    /// Its slot waits for its turn.
-    Waiting(DateTime<Utc>),
-    Running(DateTime<Utc>),
-}
-
-struct Entry {
-    timetable: Timetable,
-    phase: Phase,
-    settled: DateTime<Utc>,
-    /// When to look again.
-    look: Option<DateTime<Utc>>,
-    priority: i32,
-    rpo: Option<Duration>,
-    /// The usual time between its slots.
-    interval: Option<Duration>,
-    /// No longer in the policy; goes when its run has ended.
-    gone: bool,
-    /// As it is shown; none: something of it has changed.
-    shown: Option<ShownTask>,
-}
-
-impl Entry {
-    /// Up to where its slots are settled is known.
-    fn is_known(&self) -> bool {
-        !matches!(self.phase, Phase::Unknown(_) | Phase::Resolving)
-    }
-
-    fn show(&self, task: &Task, ledger: &Ledger, now: DateTime<Utc>) -> ShownTask {
-        let key = task.key();
-        ShownTask {
-            next: self.timetable.next_starts(now, 1).first().copied(),
-            running: match self.phase {
-                Phase::Running(slot) => Some(slot),
-                _ => None,
-            },
-            waiting: match self.phase {
-                Phase::Waiting(slot) => Some(slot),
-                _ => None,
-            },
-            known: self.is_known(),
-            rpo: self.rpo,
-            totals: ledger.totals(&key).unwrap_or_default(),
-            trouble: ledger.trouble(&key).ok().flatten().map(|t| t.since),
-            key,
-        }
-    }
 }
 
 /// Every task with what is known of it.
@@ -109,6 +58,8 @@ pub struct Board {
     look_around: DateTime<Utc>,
     shown: Shown,
     changed: bool,
+    /// What ended and could not be written down yet.
+    unwritten: Vec<(Task, DateTime<Utc>, Ended)>,
     /// The daemon was told to stop.
     pub stopping: bool,
 }
@@ -129,6 +80,7 @@ impl Board {
             look_around: DateTime::UNIX_EPOCH,
             shown: Shown::default(),
             changed: true,
+            unwritten: Vec::new(),
             stopping: false,
         };
         board.take(policy, now)?;
@@ -168,6 +120,9 @@ impl Board {
                 rpo,
                 interval,
                 gone: false,
+                tries: 0,
+                began: None,
+                error: None,
                 shown: None,
             });
             (entry.timetable, entry.priority, entry.rpo, entry.gone) = (timetable, priority, rpo, false);
@@ -176,6 +131,15 @@ impl Board {
         }
         self.drop_gone();
         self.changed = true;
+        let minded: BTreeSet<String> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| !e.gone)
+            .flat_map(|(task, e)| tell::names(task, e.rpo.is_some(), e.interval.is_some()))
+            .collect();
+        for name in self.ledger.troubles()?.iter().filter(|n| !minded.contains(*n)) {
+            self.ledger.forget_trouble(name)?;
+        }
         Ok(())
     }
 
@@ -189,6 +153,9 @@ impl Board {
     pub fn turn(&mut self, now: DateTime<Utc>, concurrency: u32) -> Vec<Step> {
         let stepped_back = self.last.is_some_and(|last| now < last - TimeDelta::seconds(2));
         self.last = Some(now);
+        for (task, slot, ended) in std::mem::take(&mut self.unwritten) {
+            self.ended(&task, slot, ended, now);
+        }
         let mut steps = Vec::new();
         let mut asking = self.asking();
         for (task, entry) in &mut self.entries {
@@ -211,6 +178,12 @@ impl Board {
                     (self.changed, entry.shown) = (true, None);
                 }
                 _ => {}
+            }
+            if let Phase::Resting(slot, until) = entry.phase
+                && (until <= now || stepped_back)
+            {
+                (entry.phase, entry.shown) = (Phase::Waiting(slot), None);
+                self.changed = true;
             }
             let look = entry.phase == Phase::Idle && !entry.gone;
             if look && (stepped_back || entry.look.is_some_and(|at| at <= now)) {
@@ -238,15 +211,17 @@ impl Board {
     fn objectives(&mut self, now: DateTime<Utc>) {
         for (task, entry) in &mut self.entries {
             let Task::Run(source) = task else { continue };
-            if !entry.is_known() || entry.gone {
+            if entry.gone {
                 continue;
             }
             let running = matches!(entry.phase, Phase::Running(_));
             let told = self.ledger.totals(&task.key()).and_then(|totals| {
                 let points = self.points.of(source).copied().unwrap_or_default();
                 // Before the repository was asked, what this daemon did is all that is known.
+                // One in the future is a clock's fault, and says nothing of now.
+                let newest = points.newest.filter(|at| *at <= now + FUTURE);
                 let (since, never) = if points.first_looked.is_some() {
-                    (points.newest.or(points.first_looked), points.newest.is_none())
+                    (newest.or(points.first_looked), newest.is_none())
                 } else {
                     (totals.last_done, false)
                 };
@@ -270,7 +245,7 @@ impl Board {
 
     /// Notices whose time has come.
     fn notices(&mut self, now: DateTime<Utc>) -> Vec<Step> {
-        let owed = match self.ledger.owed(now, DELIVERED_AT_ONCE) {
+        let owed = match self.ledger.owed(now) {
             Ok(owed) => owed,
             Err(e) => {
                 tracing::error!(error = %e.chain(), "the notices that are owed can not be read");
@@ -280,7 +255,8 @@ impl Board {
         let mut steps = Vec::new();
         for owed in owed {
             let place = (owed.to.clone(), owed.place.clone());
-            if !self.delivering.values().any(|busy| *busy == place) {
+            let free = self.delivering.len() < DELIVERED_AT_ONCE;
+            if free && !self.delivering.values().any(|busy| *busy == place) {
                 self.delivering.insert(owed.id, place);
                 steps.push(Step::Deliver(owed));
             }
@@ -297,7 +273,8 @@ impl Board {
             Ok(_) => self.ledger.paid(owed.id),
             Err(e) => {
                 tracing::warn!(to = owed.to, place = owed.place, tries = owed.tries + 1, error = %e.chain(), "a notice was not taken");
-                self.ledger.not_taken(owed, now).map(|again| {
+                let refused = e.kind() == Kind::Usage;
+                self.ledger.not_taken(owed, refused, now).map(|again| {
                     if !again {
                         tracing::error!(
                             to = owed.to,
@@ -352,10 +329,14 @@ impl Board {
             {
                 (entry.phase, entry.shown) = (Phase::Running(next.slot), None);
                 self.look_around = now;
-                if let Err(e) = tell::began(&mut self.ledger, &self.policy, task, next.slot, now) {
-                    tracing::error!(task = task.key(), error = %e.chain(), "a ping could not be written down");
+                let since = entry.began.filter(|_| entry.tries > 0);
+                if since.is_none() {
+                    entry.began = Some(now);
+                    if let Err(e) = tell::began(&mut self.ledger, &self.policy, task, next.slot, now) {
+                        tracing::error!(task = task.key(), error = %e.chain(), "a ping could not be written down");
+                    }
                 }
-                steps.push(Step::Start(task.clone(), next.slot));
+                steps.push(Step::Start(task.clone(), next.slot, since));
                 free -= 1;
                 self.changed = true;
             }
@@ -380,14 +361,20 @@ impl Board {
             }
             Ok(resolved.settled)
         });
-        match written {
+        let failed = match written {
             Ok(settled) => {
                 (entry.settled, entry.phase, entry.look) = (settled, Phase::Idle, Some(now));
+                None
             }
             Err(e) => {
                 tracing::error!(task = task.key(), error = %e.chain(), "what is settled is not known yet; it is asked for again");
                 entry.phase = Phase::Unknown(now + TRY_AGAIN);
+                Some(e.chain())
             }
+        };
+        self.look_around = now;
+        if let Err(e) = tell::looked_up(&mut self.ledger, &self.policy, task, failed, now) {
+            tracing::error!(task = task.key(), error = %e.chain(), "a notice could not be written down");
         }
         self.drop_gone();
     }
@@ -395,6 +382,17 @@ impl Board {
     /// A slot's run ended.
     pub fn ended(&mut self, task: &Task, slot: DateTime<Utc>, ended: Ended, now: DateTime<Utc>) {
         self.changed = true;
+        if ended.again
+            && let Some(entry) = self
+                .entries
+                .get_mut(task)
+                .filter(|e| !e.gone && e.tries < BACKOFF.len())
+        {
+            entry.phase = Phase::Resting(slot, now + BACKOFF[entry.tries]);
+            entry.tries += 1;
+            (entry.error, entry.shown) = (ended.error, None);
+            return;
+        }
         if let Err(e) = self.ledger.end(
             &task.key(),
             slot,
@@ -403,8 +401,11 @@ impl Board {
             ended.error.as_deref(),
             now,
         ) {
-            // It stays under way in the ledger: the next start asks the repository.
-            tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "how a slot ended could not be written down");
+            // Kept, and tried again; after a crash the next start asks the repository.
+            tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "how a slot ended could not be written down yet");
+            self.unwritten.push((task.clone(), slot, ended));
+            self.look_around = now + TimeDelta::seconds(5);
+            return;
         }
         if let Err(e) = tell::ended(&mut self.ledger, &self.policy, task, slot, &ended, now) {
             tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "a notice could not be written down");
@@ -417,6 +418,7 @@ impl Board {
         }
         if let Some(entry) = self.entries.get_mut(task) {
             (entry.phase, entry.look, entry.shown) = (Phase::Idle, Some(now), None);
+            (entry.tries, entry.began, entry.error) = (0, None, None);
         }
         match (task, ended.run) {
             (Task::Run(source), Some(run)) => self.points.made(source, run),
@@ -436,19 +438,24 @@ impl Board {
     /// way, or not known yet.
     pub fn run_now(&mut self, source: &SourceName, now: DateTime<Utc>) -> bool {
         let task = Task::Run(source.clone());
-        let Some(entry) = self
-            .entries
-            .get_mut(&task)
-            .filter(|e| !e.gone && e.phase == Phase::Idle)
-        else {
+        let Some(entry) = self.entries.get_mut(&task).filter(|e| !e.gone) else {
             return false;
         };
+        if let Phase::Resting(slot, _) = entry.phase {
+            // The next try, at once.
+            (entry.phase, entry.shown, self.changed) = (Phase::Waiting(slot), None, true);
+            return true;
+        }
+        if entry.phase != Phase::Idle {
+            return false;
+        }
+        // A slot that waits for its jitter or the end of a blackout is answered for; else this second is one.
+        let (pending, passed) = entry.timetable.pending(entry.settled, now);
         let second = TimeDelta::seconds(1);
-        let slot = now
-            .duration_trunc(second)
-            .unwrap_or(now)
-            .max(entry.settled + second);
-        if let Err(e) = self.ledger.settle(&task.key(), slot, &[], Some(slot), now) {
+        let next = |at: DateTime<Utc>| at.duration_trunc(second).unwrap_or(at) + second;
+        let slot = pending.unwrap_or_else(|| next(now).max(next(entry.settled)));
+        let passed: Vec<_> = passed.into_iter().collect();
+        if let Err(e) = self.ledger.settle(&task.key(), slot, &passed, Some(slot), now) {
             tracing::error!(task = task.key(), error = %e.chain(), "the daemon's memory can not be written; nothing is run");
             return false;
         }
@@ -466,7 +473,7 @@ impl Board {
     /// The daemon ends: slots that only waited are open again. Those that are still under way stay so in the ledger.
     pub fn cut_off(&mut self, now: DateTime<Utc>) {
         for (task, entry) in &self.entries {
-            if let Phase::Waiting(slot) = entry.phase {
+            if let Phase::Waiting(slot) | Phase::Resting(slot, _) = entry.phase {
                 let key = task.key();
                 let done = self
                     .ledger
@@ -493,6 +500,7 @@ impl Board {
         let next = self.entries.values().filter_map(|entry| match entry.phase {
             Phase::Unknown(at) => may_ask.then_some(at),
             Phase::Idle => entry.look,
+            Phase::Resting(_, until) => Some(until),
             _ => None,
         });
         let may_look = self.asking() + self.points.looking() < ASKED_AT_ONCE;
@@ -519,37 +527,5 @@ impl Board {
             self.shown.owed = self.ledger.owed_count().unwrap_or_default();
         }
         &self.shown
-    }
-}
-
-/// What the ledger knows of a task: up to where it is settled, and what was under way.
-fn known(ledger: &Ledger, task: &Task) -> Result<(Option<DateTime<Utc>>, Vec<SlotRecord>)> {
-    let key = task.key();
-    let left = ledger.under_way_of(&key)?;
-    Ok((ledger.settled(&key)?, left))
-}
-
-/// Asks the timetable, and writes down what it says before anything is done about it.
-fn decide(ledger: &mut Ledger, task: &Task, entry: &mut Entry, now: DateTime<Utc>) {
-    let key = task.key();
-    let decision = entry.timetable.decide(entry.settled, now);
-    if decision.stepped_back {
-        tracing::warn!(task = key, settled = %entry.settled, "the clock was set back; slots are taken from now on");
-    }
-    for passed in &decision.passed {
-        tracing::warn!(task = key, first = %passed.first, last = %passed.last, count = passed.count, why = passed.why.text(), "slots without a run");
-    }
-    if decision.settled != entry.settled {
-        let written = ledger.settle(&key, decision.settled, &decision.passed, decision.due, now);
-        if let Err(e) = written {
-            tracing::error!(task = key, error = %e.chain(), hint = e.hint_text(), "the daemon's memory can not be written; slots wait");
-            entry.look = Some(now + TRY_AGAIN);
-            return;
-        }
-        entry.settled = decision.settled;
-    }
-    match decision.due {
-        Some(slot) => (entry.phase, entry.look) = (Phase::Waiting(slot), None),
-        None => entry.look = decision.next,
     }
 }

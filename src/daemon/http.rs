@@ -18,7 +18,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use chrono::DateTime;
 use sha2::Digest as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::page::{html, view};
@@ -37,6 +37,8 @@ const END: Duration = Duration::from_secs(2);
 
 /// Bodies are longer than this only by mistake or malice.
 const BODY_MAX: usize = 4096;
+/// Pages that are made at once.
+const PAGES_AT_ONCE: usize = 4;
 
 /// What the handlers see.
 #[derive(Clone)]
@@ -46,6 +48,8 @@ struct Seen {
     world: World,
     state: Arc<PathBuf>,
     ask: mpsc::Sender<Asked>,
+    /// Pages that may be made at once: each reads the ledger on a connection of its own.
+    pages: Arc<Semaphore>,
 }
 
 impl Seen {
@@ -102,6 +106,7 @@ pub async fn serve(
         world: session.world.clone(),
         state: Arc::new(session.policy.state_dir.clone()),
         ask,
+        pages: Arc::new(Semaphore::new(PAGES_AT_ONCE)),
     };
     let router = Router::new()
         .route("/healthz", get(alive))
@@ -230,7 +235,11 @@ async fn page(
     if let Some(refused) = refused(&seen, &headers) {
         return refused;
     }
+    let Ok(place) = seen.pages.clone().acquire_owned().await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the daemon ends\n").into_response();
+    };
     let work = tokio::task::spawn_blocking(move || {
+        let _place = place;
         let ledger = Ledger::read_only(&seen.state)?;
         make(&seen, &seen.shown(), &ledger)
     });

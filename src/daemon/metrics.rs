@@ -113,13 +113,14 @@ pub fn exposition(shown: &Shown) -> String {
         vec![(String::new(), f64::from(shown.owed))],
     );
     points(&mut family, &shown.sources);
-    if let Some((at, taken)) = shown.reload {
-        family(
-            "config_reload_success",
-            "gauge",
-            "Whether the policy on disk is the one in use.",
-            vec![(String::new(), f64::from(u8::from(taken)))],
-        );
+    let taken = shown.reload.is_none_or(|(_, taken)| taken);
+    family(
+        "config_reload_success",
+        "gauge",
+        "Whether the policy on disk is the one in use.",
+        vec![(String::new(), f64::from(u8::from(taken)))],
+    );
+    if let Some((at, _)) = shown.reload {
         family(
             "config_reload_timestamp_seconds",
             "gauge",
@@ -244,6 +245,7 @@ mod tests {
                     sum_ms: 90_123_500,
                 },
             },
+            failed: None,
             trouble: at("2026-11-26T09:00:00Z"),
         };
         Shown {

@@ -5,6 +5,7 @@
 //! open one is looked up in the repository before it is run again. One run's hang, panic or failure touches no other.
 
 mod board;
+mod entry;
 pub mod http;
 pub mod metrics;
 pub mod page;
@@ -25,10 +26,10 @@ use self::task::{Ended, Resolved, Task};
 use crate::error::{Error, Result};
 use crate::jobs::Session;
 use crate::policy::Policy;
-use crate::state::StateDir;
 use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome};
+use crate::state::{Lock, StateDir};
 use crate::types::SourceName;
 
 pub use shown::{Shown, ShownTask};
@@ -47,6 +48,8 @@ pub type Tell = Arc<dyn Fn(&Shown) + Send + Sync>;
 pub struct Given {
     /// World, policy, secrets. Its token stops the daemon.
     pub session: Session,
+    /// The state directory's lock, where it is held already.
+    pub lock: Option<Lock>,
     /// For a reload.
     pub load: Load,
     /// Asks for a reload (SIGHUP).
@@ -81,7 +84,10 @@ enum Done {
 /// Another daemon has the state directory, or it can not be used at all.
 pub async fn run(mut given: Given) -> Result<()> {
     let state = StateDir::open(&given.session.policy.state_dir)?;
-    let _lock = state.lock_daemon()?;
+    let _lock = match given.lock.take() {
+        Some(lock) => lock,
+        None => state.lock_daemon()?,
+    };
     let (ledger, rebuilt) = Ledger::open(&given.session.policy.state_dir)?;
     if rebuilt {
         tracing::warn!("the daemon's memory was damaged; it is rebuilt from the repository");
@@ -139,47 +145,31 @@ fn begin(work: &mut JoinSet<Done>, session: &Session, step: Step) {
         Step::Resolve(task, settled, left) => {
             work.spawn(async move {
                 let asked = task.clone();
-                let inner = AbortOnDropHandle::new(tokio::spawn(async move {
-                    task::resolve(&session, &asked, settled, left).await
-                }));
-                let resolved = inner.await.unwrap_or_else(|e| {
-                    Err(Error::failed("looking up what is settled ended unexpectedly").because(e))
-                });
-                Done::Resolved(task, resolved)
+                let resolve = async move { task::resolve(&session, &asked, settled, left).await };
+                Done::Resolved(task, apart("looking up what is settled", resolve).await)
             });
         }
         Step::Deliver(owed) => {
             work.spawn(async move {
                 let notice = owed.clone();
-                let inner =
-                    AbortOnDropHandle::new(tokio::spawn(
-                        async move { tell::deliver(&session, &notice).await },
-                    ));
-                let delivered = inner.await.unwrap_or_else(|e| {
-                    Err(Error::failed("delivering a notice ended unexpectedly").because(e))
-                });
-                Done::Delivered(owed, delivered)
+                let deliver = async move { tell::deliver(&session, &notice).await };
+                Done::Delivered(owed, apart("delivering a notice", deliver).await)
             });
         }
         Step::Look(source, known, only) => {
             work.spawn(async move {
                 let asked = source.clone();
-                let inner = AbortOnDropHandle::new(tokio::spawn(async move {
-                    points::look(&session, &asked, known, only).await
-                }));
-                let found = inner.await.unwrap_or_else(|e| {
-                    Err(Error::failed("asking for recovery points ended unexpectedly").because(e))
-                });
-                Done::Looked(source, found)
+                let look = async move { points::look(&session, &asked, known, only).await };
+                Done::Looked(source, apart("asking for recovery points", look).await)
             });
         }
-        Step::Start(task, slot) => {
-            tracing::info!(task = task.key(), slot = %slot, "a slot begins");
+        Step::Start(task, slot, since) => {
+            tracing::info!(task = task.key(), slot = stamp(slot), "a slot begins");
             work.spawn(async move {
                 let asked = task.clone();
                 // A task of its own: a panic ends this run and nothing else.
                 let inner = AbortOnDropHandle::new(tokio::spawn(async move {
-                    task::carry_out(&session, &asked, slot).await
+                    task::carry_out(&session, &asked, slot, since).await
                 }));
                 let ended = inner
                     .await
@@ -190,6 +180,19 @@ fn begin(work: &mut JoinSet<Done>, session: &Session, step: Step) {
     }
 }
 
+fn stamp(at: chrono::DateTime<chrono::Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
+}
+
+/// Does something in a task of its own: a panic ends that and nothing else.
+async fn apart<T: Send + 'static>(
+    what: &str,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let done = AbortOnDropHandle::new(tokio::spawn(work)).await;
+    done.unwrap_or_else(|e| Err(Error::failed(format!("{what} ended unexpectedly")).because(e)))
+}
+
 fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, tokio::task::JoinError>) {
     let now = session.world.clock.now();
     match done {
@@ -197,9 +200,26 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
         Ok(Done::Ended(task, slot, ended)) => {
             let key = task.key();
             match ended.outcome {
-                Outcome::Done => tracing::info!(task = key, slot = %slot, run = ?ended.run, "a slot is done"),
+                Outcome::Done => {
+                    let run = ended.run.map(tracing::field::display);
+                    tracing::info!(task = key, slot = stamp(slot), run, "a slot is done");
+                }
+                _ if ended.again => {
+                    tracing::warn!(
+                        task = key,
+                        slot = stamp(slot),
+                        error = ended.error,
+                        "a try failed"
+                    );
+                }
                 outcome => {
-                    tracing::error!(task = key, slot = %slot, outcome = outcome.name(), error = ended.error, "a slot is not done");
+                    tracing::error!(
+                        task = key,
+                        slot = stamp(slot),
+                        outcome = outcome.name(),
+                        error = ended.error,
+                        "a slot is not done"
+                    );
                 }
             }
             board.ended(&task, slot, ended, now);
@@ -211,16 +231,40 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
     }
 }
 
+/// What a policy has to have for a daemon: something on a schedule, and every secret that its work needs, all told at once.
+///
+/// # Errors
+/// It has not.
+pub fn startable(session: &Session) -> Result<()> {
+    if Task::of_policy(&session.policy)?.is_empty() {
+        return Err(Error::usage("nothing in the policy has a schedule")
+            .hint("Give a source a schedule, such as \"0 2 * * *\"; or use `backup run` from a timer."));
+    }
+    session.require(|key: &str| !key.starts_with("encryption."))
+}
+
 /// Takes the new policy, or keeps the old one and says so.
 fn reload(given: &Given, session: &mut Session, board: &mut Board) {
     let now = session.world.clock.now();
     let loaded = (given.load)().map(Arc::new).and_then(|policy| {
-        if policy.state_dir == session.policy.state_dir {
-            board.take(&policy, now)?;
-            Ok(policy)
-        } else {
-            Err(Error::usage("state.dir is another one").hint("Restart the daemon for that."))
+        let (new, old) = (&policy, &session.policy);
+        for (same, what) in [
+            (new.state_dir == old.state_dir, "state.dir"),
+            (new.http.listen == old.http.listen, "http.listen"),
+            (new.http.token == old.http.token, "http.token"),
+        ] {
+            if !same {
+                return Err(
+                    Error::usage(format!("{what} is another one")).hint("Restart the daemon for that.")
+                );
+            }
         }
+        startable(&Session {
+            policy: policy.clone(),
+            ..session.clone()
+        })?;
+        board.take(&policy, now)?;
+        Ok(policy)
     });
     match loaded {
         Ok(policy) => {

@@ -56,6 +56,8 @@ pub struct Points {
     sources: BTreeMap<SourceName, Entry>,
     /// The id of this state directory.
     writer: String,
+    /// Where the repository is.
+    place: String,
 }
 
 impl Points {
@@ -64,15 +66,24 @@ impl Points {
         Self {
             sources: BTreeMap::new(),
             writer,
+            place: String::new(),
         }
     }
 
     /// Takes a policy: what is known of its sources is read from the ledger.
     pub fn take(&mut self, policy: &Policy, ledger: &Ledger, now: DateTime<Utc>) {
         self.sources.retain(|name, _| policy.sources.contains_key(name));
+        let place = format!("{:?} {:?}", policy.repository.url, policy.repository.endpoint);
+        if self.place != place {
+            // Other points, of which nothing is known yet.
+            self.sources.clear();
+            self.place = place;
+        }
         for (name, source) in &policy.sources {
             let entry = self.sources.entry(name.clone()).or_insert_with(|| {
-                let shown = ledger.points_summary(name, &self.writer).unwrap_or_default();
+                let shown = ledger
+                    .points_summary(name, &self.place, &self.writer)
+                    .unwrap_or_default();
                 Entry {
                     kind: source.kind.name(),
                     objective: None,
@@ -151,8 +162,8 @@ impl Points {
         entry.looking = false;
         let all = found.as_ref().is_ok_and(|found| found.all.is_some());
         let written = found.and_then(|found| {
-            ledger.looked(name, &found, now)?;
-            ledger.points_summary(name, &self.writer)
+            ledger.looked(name, &self.place, &found, now)?;
+            ledger.points_summary(name, &self.place, &self.writer)
         });
         match written {
             Ok(shown) => {

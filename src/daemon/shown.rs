@@ -19,6 +19,8 @@ pub struct ShownTask {
     pub running: Option<DateTime<Utc>>,
     /// The slot that waits for its turn.
     pub waiting: Option<DateTime<Utc>>,
+    /// Tries of it that failed, why the last did, and when the next one is.
+    pub failed: Option<(usize, String, DateTime<Utc>)>,
     /// What is settled is known.
     pub known: bool,
     /// Its objective.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use chrono_tz::Tz;
 use tracing::Instrument as _;
 
@@ -18,7 +18,7 @@ use crate::state::ledger::{Outcome, SlotRecord};
 use crate::types::{RunId, SourceName};
 
 /// Waits between the tries of one slot; after the last the slot has failed.
-const BACKOFF: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(120)];
+pub const BACKOFF: [TimeDelta; 2] = [TimeDelta::seconds(30), TimeDelta::seconds(120)];
 /// How far a run's id may lie before the time that its beginning was written down with.
 const CLOCKS_APART: TimeDelta = TimeDelta::hours(1);
 
@@ -90,6 +90,8 @@ pub struct Ended {
     pub run: Option<RunId>,
     /// Why it was not done.
     pub error: Option<String>,
+    /// Another try may do it.
+    pub again: bool,
 }
 
 impl Ended {
@@ -99,6 +101,7 @@ impl Ended {
             outcome: Outcome::Failed,
             run: None,
             error: Some(error.into()),
+            again: false,
         }
     }
     fn of(e: &Error) -> Self {
@@ -110,6 +113,7 @@ impl Ended {
             },
             run: None,
             error: Some(e.chain()),
+            again: false,
         }
     }
     fn done(run: Option<RunId>) -> Self {
@@ -117,23 +121,34 @@ impl Ended {
             outcome: Outcome::Done,
             run,
             error: None,
+            again: false,
         }
     }
 }
 
-/// Carries out one slot. What is logged of it says of which task and slot it is.
-pub async fn carry_out(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {
-    let span = match task {
-        Task::Run(source) => tracing::error_span!("slot", source = %source, slot = %slot),
-        other => tracing::error_span!("slot", task = other.key(), slot = %slot),
-    };
+/// Carries out one try of a slot. What is logged of it says of which task and slot it is.
+pub async fn carry_out(
+    session: &Session,
+    task: &Task,
+    slot: DateTime<Utc>,
+    since: Option<DateTime<Utc>>,
+) -> Ended {
     // On the heap: the state of a whole run is large.
-    Box::pin(one(session, task, slot)).instrument(span).await
+    let work = Box::pin(one(session, task, slot, since));
+    match task {
+        // A run has a span of its own.
+        Task::Run(_) => work.await,
+        other => {
+            let slot = slot.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+            work.instrument(tracing::error_span!("slot", task = other.key(), slot))
+                .await
+        }
+    }
 }
 
-async fn one(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {
+async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<DateTime<Utc>>) -> Ended {
     match task {
-        Task::Run(source) => run_slot(session, source, slot).await,
+        Task::Run(source) => run_slot(session, source, slot, since).await,
         Task::Prune => match jobs::prune::prune(session, false).await {
             Ok(report) => {
                 for warning in &report.warnings {
@@ -166,50 +181,41 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>) -> Ended {
     }
 }
 
-async fn run_slot(session: &Session, source: &SourceName, slot: DateTime<Utc>) -> Ended {
-    let began = session.world.clock.now();
-    let mut waits = BACKOFF.iter();
-    loop {
-        let report = jobs::backup::run_one(session, source, Some(slot)).await;
-        for warning in &report.warnings {
-            tracing::warn!("{warning}");
-        }
-        let error = report.error.as_ref().map(|e| e.message.clone());
-        match report.result {
-            RunResult::Done => return Ended::done(report.run),
-            RunResult::Interrupted => {
-                return Ended {
-                    outcome: Outcome::Interrupted,
-                    run: None,
-                    error,
-                };
-            }
-            RunResult::Failed | RunResult::Skipped => {}
-        }
-        // What only somebody can mend is not tried again.
-        let hopeless = [Kind::Usage, Kind::NoRepository, Kind::NoIdentity].map(Kind::exit_code);
-        let wait = waits.next().filter(|_| !hopeless.contains(&report.exit_code));
-        let Some(wait) = wait else {
-            return Ended::failed(error.unwrap_or_else(|| "it failed".to_owned()));
-        };
-        tracing::warn!(
-            error,
-            wait_seconds = wait.as_secs(),
-            "a try failed; there is another one"
-        );
-        tokio::select! {
-            biased;
-            () = session.cancel.cancelled() => {
-                return Ended { outcome: Outcome::Interrupted, run: None, error };
-            }
-            () = session.world.clock.sleep(*wait) => {}
-        }
-        // A try that was told to have failed may have been committed all the same.
-        match committed(session, source, slot, began).await {
+/// One try of a slot. `since`: an earlier one began then, and may have been committed though it was told to have failed.
+async fn run_slot(
+    session: &Session,
+    source: &SourceName,
+    slot: DateTime<Utc>,
+    since: Option<DateTime<Utc>>,
+) -> Ended {
+    if let Some(since) = since {
+        match committed(session, source, slot, since).await {
             Ok(None) => {}
             Ok(Some(run)) => return Ended::done(Some(run)),
             Err(e) => {
-                tracing::warn!(error = %e.chain(), "whether the last try was committed is not known")
+                tracing::warn!(error = %e.chain(), "whether the last try was committed is not known");
+            }
+        }
+    }
+    let report = jobs::backup::run_one(session, source, Some(slot)).await;
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    let error = report.error.as_ref().map(|e| e.message.clone());
+    match report.result {
+        RunResult::Done => Ended::done(report.run),
+        RunResult::Interrupted => Ended {
+            outcome: Outcome::Interrupted,
+            run: None,
+            error,
+            again: false,
+        },
+        RunResult::Failed | RunResult::Skipped => {
+            // What only somebody can mend is not tried again.
+            let hopeless = [Kind::Usage, Kind::NoRepository, Kind::NoIdentity].map(Kind::exit_code);
+            Ended {
+                again: !hopeless.contains(&report.exit_code),
+                ..Ended::failed(error.unwrap_or_else(|| "it failed".to_owned()))
             }
         }
     }
@@ -277,6 +283,7 @@ pub async fn resolve(
                 outcome: Outcome::Interrupted,
                 run: None,
                 error: Some("the daemon was killed while it ran".to_owned()),
+                again: false,
             },
         };
         ended.push((record.slot, how));

@@ -14,6 +14,8 @@ use crate::state::ledger::{Ledger, Outcome};
 use crate::jobs::Session;
 use crate::jobs::notices::{self, Told, about};
 
+/// The most pings that are kept for a switch that does not hear.
+const PINGS_MOST: u32 = 200;
 /// What lasts is told again after this.
 const REMIND: TimeDelta = TimeDelta::days(1);
 
@@ -51,7 +53,9 @@ pub fn ended(
     };
     note(ledger, policy, &key, &turn, notice, now)?;
     // One switch stands for everything: what is well does not hide what is not.
-    let amiss = ledger.first_trouble()?;
+    // Its own objective is judged when the new point was looked up.
+    let own = [format!("objective {key}"), format!("quiet {key}")];
+    let amiss = ledger.troubles()?.into_iter().find(|name| !own.contains(name));
     let (beat, text) = match (&turn, amiss) {
         (Turn::Gone, None) => (Beat::Success, format!("{key} is done")),
         (Turn::Gone, Some(name)) => (Beat::Fail, format!("{key} is done, but not well: {name}")),
@@ -82,7 +86,36 @@ pub fn began(
     ping(ledger, policy, &key, slot, (Beat::Start, text), now)
 }
 
-/// Writes down a ping for every switch. An older one that nobody took is of no use any more.
+/// The names of what may be not well with a task.
+pub fn names(task: &Task, objective: bool, quiet: bool) -> Vec<String> {
+    let key = task.key();
+    let mut names = vec![key.clone(), format!("lookup {key}")];
+    names.extend(objective.then(|| format!("objective {key}")));
+    names.extend(quiet.then(|| format!("quiet {key}")));
+    names
+}
+
+/// Whether what is settled of a task could be looked up in the repository, without which none of its slots is run.
+///
+/// # Errors
+/// The ledger.
+pub fn looked_up(
+    ledger: &mut Ledger,
+    policy: &Policy,
+    task: &Task,
+    failed: Option<String>,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let key = task.key();
+    let turn = if failed.is_some() { Turn::There } else { Turn::Gone };
+    let notice = Notice {
+        error: failed.map(|e| format!("it waits, since what was done before can not be looked up: {e}")),
+        ..about(policy, &key, Event::Failure, now)
+    };
+    note(ledger, policy, &format!("lookup {key}"), &turn, notice, now)
+}
+
+/// Writes down a ping for every switch.
 fn ping(
     ledger: &mut Ledger,
     policy: &Policy,
@@ -101,7 +134,7 @@ fn ping(
             };
             let body = serde_json::to_string(&ping)
                 .map_err(|e| Error::failed("a ping can not be written").because(e))?;
-            ledger.owe_newest(to, kind.name(), &body, now)?;
+            ledger.owe(to, kind.name(), &body, PINGS_MOST, now)?;
         }
     }
     Ok(())
@@ -185,6 +218,7 @@ fn note(
     let (trouble, tell) = match (turn, before) {
         (Turn::Gone, None) => return Ok(()),
         (Turn::Gone, Some(before)) => {
+            notice.recovered = Some(notice.event);
             notice.event = Event::Recovery;
             (notice.since, notice.failures, notice.error) = (Some(before.since), before.failures, None);
             (None, true)

@@ -60,6 +60,7 @@ pub fn about(policy: &Policy, task: &str, event: Event, now: DateTime<Utc>) -> N
         failures: 0,
         since: None,
         error: None,
+        recovered: None,
         test: false,
     }
 }

@@ -44,6 +44,9 @@ pub struct Notice {
     pub since: Option<DateTime<Utc>>,
     /// The cause, in a sentence.
     pub error: Option<String>,
+    /// A recovery: from what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<Event>,
     /// Nothing has happened: somebody tries whether notices come through.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub test: bool,
@@ -58,7 +61,12 @@ impl Notice {
         let what = match self.event {
             Event::Failure if self.failures > 1 => format!("failed {} times in a row", self.failures),
             Event::Failure => "failed".to_owned(),
-            Event::Recovery => "is well again".to_owned(),
+            Event::Recovery => match self.recovered {
+                Some(Event::Objective) => "meets its recovery point objective again",
+                Some(Event::Quiet) => "is heard of again",
+                _ => "is well again",
+            }
+            .to_owned(),
             Event::Objective => "misses its recovery point objective".to_owned(),
             Event::Quiet => "is quiet".to_owned(),
             Event::Drill => "drill".to_owned(),
@@ -205,11 +213,14 @@ async fn taken(kind: PlaceKind, request: reqwest::RequestBuilder) -> Result<()> 
     if answer.status().is_success() {
         return Ok(());
     }
-    Err(Error::failed(format!(
-        "{} answered {}",
-        kind.name(),
-        answer.status()
-    )))
+    let text = format!("{} answered {}", kind.name(), answer.status());
+    // What it will not take by waiting (RFC 9110, section 15.5) is told apart from what it may take later.
+    let later = [408, 425, 429].contains(&answer.status().as_u16());
+    Err(if answer.status().is_server_error() || later {
+        Error::failed(text)
+    } else {
+        Error::usage(text).hint("Is its URL right, and does it still take notices?")
+    })
 }
 
 #[cfg(test)]
@@ -226,6 +237,7 @@ mod tests {
             slot: Some("2026-11-26T09:00:00Z".parse().unwrap()),
             failures: 3,
             since: None,
+            recovered: None,
             test: false,
             error: Some("the server is \"down\" @everyone".into()),
         }

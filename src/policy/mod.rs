@@ -57,3 +57,15 @@ pub fn load(path: &Path, lookup: Lookup<'_>) -> Result<Policy> {
     })?;
     Ok(parse(&text, path, lookup)?)
 }
+
+/// The state directory of a policy that may be bad: a daemon that was started with it when it was good goes on, and is to be
+/// found.
+pub fn state_dir_of(path: Option<&Path>, lookup: Lookup<'_>) -> PathBuf {
+    let named = path.and_then(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        let table: toml::Table = text.parse().ok()?;
+        let dir = table.get("state")?.get("dir")?.as_str()?;
+        Some(path.parent().unwrap_or(Path::new("")).join(dir))
+    });
+    parse::state_dir(named, lookup)
+}

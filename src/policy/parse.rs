@@ -124,7 +124,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
 }
 
 /// `state.dir`, `$LIFEBOAT_STATE`, systemd's `$STATE_DIRECTORY`, then `/var/lib/lifeboat`.
-fn state_dir(policy: Option<PathBuf>, lookup: Lookup<'_>) -> PathBuf {
+pub(super) fn state_dir(policy: Option<PathBuf>, lookup: Lookup<'_>) -> PathBuf {
     let set = |name: &str| lookup(name).filter(|v| !v.is_empty());
     // systemd gives a list when there are several.
     let of_systemd =

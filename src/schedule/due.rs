@@ -163,6 +163,34 @@ impl Timetable {
         starts
     }
 
+    /// Slots whose time has come and that nobody has settled, whether they wait for jitter or a blackout or not: the newest,
+    /// and those that it makes good.
+    pub fn pending(
+        &self,
+        settled: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> (Option<DateTime<Utc>>, Option<Passed>) {
+        let slots = std::iter::successors(self.schedule.next(settled), |slot| self.schedule.next(*slot));
+        let (mut newest, mut passed) = (None, None::<Passed>);
+        for slot in slots.take_while(|slot| *slot <= now).take(COUNTED_MAX as usize) {
+            if let Some(before) = newest.replace(slot) {
+                match &mut passed {
+                    Some(span) => (span.last, span.count) = (before, span.count + 1),
+                    None => {
+                        passed = Some(Passed {
+                            first: before,
+                            last: before,
+                            count: 1,
+                            more: false,
+                            why: Why::MadeGood,
+                        });
+                    }
+                }
+            }
+        }
+        (newest, passed)
+    }
+
     /// What is due at `now`, when all slots up to `settled` are settled.
     pub fn decide(&self, settled: DateTime<Utc>, now: DateTime<Utc>) -> Decision {
         let mut decision = Decision {
@@ -227,8 +255,9 @@ impl Timetable {
     }
 
     fn fate(&self, slot: DateTime<Utc>, oldest: DateTime<Utc>, now: DateTime<Utc>) -> Fate {
+        // Its age counts from when it is to start: jitter must not make a slot too old to be run.
         let start = slot + self.offset;
-        if slot < oldest {
+        if start < oldest {
             return Fate::Pass(Why::TooOld);
         }
         if !self.rules.catch_up {

@@ -25,7 +25,7 @@ use crate::types::RunId;
 /// The database, in the state directory.
 const FILE: &str = "daemon.db";
 /// How long another process that reads it may keep us waiting.
-const BUSY: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(2);
 /// What is older is forgotten: more than the status page shows.
 const KEPT_DAYS: i64 = 400;
 /// Each brings the database from the version before to the next; never changed, only added to.
@@ -59,12 +59,16 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (source, run)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX point_by_at ON point (source, at);
-    CREATE TABLE looked (source TEXT PRIMARY KEY, at INTEGER NOT NULL, first INTEGER NOT NULL) STRICT;
+    CREATE TABLE looked (
+        source TEXT PRIMARY KEY, at INTEGER NOT NULL, first INTEGER NOT NULL, place TEXT NOT NULL
+    ) STRICT;
     CREATE TABLE took (
         job TEXT NOT NULL, bound INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (job, bound)
     ) STRICT, WITHOUT ROWID;
     ALTER TABLE job ADD COLUMN took_ms INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE job ADD COLUMN last_ended INTEGER;
+    ALTER TABLE notice ADD COLUMN refused INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX notice_by_place ON notice (told, place, id);
 "];
 
 /// How a slot ended.
@@ -168,6 +172,10 @@ impl Ledger {
         // A slot that was written down must not be forgotten by a power cut.
         db.pragma_update(None, "synchronous", "full")?;
         let version: u32 = db.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+        let sound: String = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
+        if sound != "ok" {
+            return Err(Box::new(Unsound(sound)));
+        }
         if version as usize > MIGRATIONS.len() {
             return Err(Box::new(Newer));
         }
@@ -308,7 +316,11 @@ impl Ledger {
         let now = now.timestamp_millis();
         let run = run.map(|r| r.to_string());
         let values = params![job, slot.timestamp_millis(), outcome.name(), now, run, error];
-        let ended = "UPDATE job SET last_ended = ?2 WHERE name = ?1";
+        // What was cut off tells nothing of whether it can be done.
+        let ended = match outcome {
+            Outcome::Interrupted => "UPDATE job SET last_ended = last_ended WHERE name = ?1 AND ?2 > 0",
+            _ => "UPDATE job SET last_ended = ?2 WHERE name = ?1",
+        };
         change
             .execute(sql, values)
             .and_then(|_| change.execute(count, params![job, now]))
@@ -395,6 +407,10 @@ impl Ledger {
 #[error("its version is newer")]
 struct Newer;
 
+#[derive(Debug, thiserror::Error)]
+#[error("SQLite finds it damaged: {0}")]
+struct Unsound(String);
+
 fn cannot(path: &Path, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::failed(format!(
         "the daemon's memory at {} can not be used",
@@ -407,6 +423,9 @@ fn cannot(path: &Path, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -
 /// What a new file mends.
 fn is_damage(e: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    if e.is::<Unsound>() {
+        return true;
+    }
     e.downcast_ref::<rusqlite::Error>()
         .and_then(rusqlite::Error::sqlite_error_code)
         .is_some_and(|code| matches!(code, DatabaseCorrupt | NotADatabase))

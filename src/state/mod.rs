@@ -8,6 +8,7 @@
 //! <state>/<repository>/<source>/<run>.index          block indexes
 //! <state>/runs/<place>/<source>/                     how the last run ended, see [`last`]
 //! <state>/scratch/<run>/                             spool files of a run
+//! <state>/daemon.address                             where the daemon listens
 //! <state>/daemon.db                                  slots and runs of the daemon, see [`ledger`]
 //! <state>/daemon.lock                                held by the daemon
 //! ```
@@ -46,6 +47,14 @@ pub struct Scratch {
     _lock: File,
 }
 
+/// The file of [`StateDir::listens`].
+const ADDRESS: &str = "daemon.address";
+
+/// Where the daemon of a state directory listens, or did.
+pub fn daemon_address(state: &Path) -> Option<std::net::SocketAddr> {
+    fs::read_to_string(state.join(ADDRESS)).ok()?.trim().parse().ok()
+}
+
 impl StateDir {
     /// Opens it, making it (0700) if need be.
     ///
@@ -80,6 +89,13 @@ impl StateDir {
                 Ok(id)
             }
         }
+    }
+    /// Writes down where the daemon of this state directory listens.
+    ///
+    /// # Errors
+    /// It can not be written.
+    pub fn listens(&self, address: std::net::SocketAddr) -> Result<()> {
+        write_atomically(&self.root.join(ADDRESS), address.to_string().as_bytes())
     }
     /// The directory of a source's state.
     ///

@@ -254,10 +254,10 @@ fn month(state: &std::path::Path, now: DateTime<Utc>) -> Shown {
             }
         }
         ledger
-            .looked(&source, &Looked { new, all: Some(all) }, now)
+            .looked(&source, "here", &Looked { new, all: Some(all) }, now)
             .unwrap();
         shown.sources.push(ShownSource {
-            points: ledger.points_summary(&source, "me").unwrap(),
+            points: ledger.points_summary(&source, "here", "me").unwrap(),
             name: source,
             kind,
             objective: Some(Duration::from_secs(rpo * 3600)),
@@ -267,6 +267,7 @@ fn month(state: &std::path::Path, now: DateTime<Utc>) -> Shown {
             next: Some(now + TimeDelta::minutes(41)),
             running: (name == "app").then(|| hours(0)),
             waiting: None,
+            failed: None,
             known: true,
             rpo: None,
             totals: ledger.totals(&key).unwrap(),
@@ -286,6 +287,7 @@ fn month(state: &std::path::Path, now: DateTime<Utc>) -> Shown {
         next: Some(now + TimeDelta::hours(4)),
         running: None,
         waiting: None,
+        failed: None,
         known: true,
         rpo: None,
         totals: ledger.totals("prune").unwrap(),

@@ -237,6 +237,19 @@ fn systemd_is_told_when_it_asks() {
     // systemctl waits from one to the other, also where the policy is bad.
     assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
     assert!(heard("READY=1").contains("the policy on disk is bad"));
+    // It is alive all the same, and found though its policy is not good.
+    harness::run_ok(&mut site.backup(&["status", "--alive"]));
+    // What only a restart can take is not taken, and told.
+    let other = harness::free_port().to_string();
+    let taken = |policy: String, word: &str| {
+        write_file(site.dir.path(), "policy.toml", policy);
+        signal(&daemon, rustix::process::Signal::HUP);
+        heard("RELOADING=1");
+        assert!(heard("READY=1").contains(word), "{word}");
+    };
+    taken(good.replace(&port.to_string(), &other), "is bad");
+    taken(good.replace("T_TOKEN", "T_KEY"), "is bad");
+    taken(good.replace("schedule = \"0 * * * *\"\n", ""), "is bad");
     until(port, "/metrics", "lifeboat_config_reload_success 0");
     write_file(site.dir.path(), "policy.toml", &good);
     signal(&daemon, rustix::process::Signal::HUP);

@@ -269,7 +269,8 @@ async fn a_run_that_hangs_ends_by_its_timeout_and_touches_no_other() {
     port.until(|_| true).await;
     port.clock.advance(TimeDelta::minutes(19));
     let shown = port.until(|shown| of(shown, "run app").totals.done == 2).await;
-    assert!(of(&shown, "run stuck").running.is_some());
+    let stuck = of(&shown, "run stuck");
+    assert!(stuck.running.or(stuck.waiting).is_some());
     let failed = |shown: &lifeboat::daemon::Shown| {
         of(shown, "run stuck").totals.failed == 1 && of(shown, "run app").running.is_none()
     };
@@ -382,4 +383,43 @@ async fn a_panic_ends_one_run_and_touches_no_other() {
         .find(|r| r.outcome == Outcome::Failed)
         .unwrap();
     assert!(failed.error.unwrap().contains("unexpectedly"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_between_its_tries_keeps_no_place_and_says_what_is_wrong() {
+    let mut port = Port::new(250, "0 * * * *", "");
+    let broken = format!(
+        "\n[source.broken]\nkind = \"pocketbase\"\npath = \"{}\"\nschedule = \"0 * * * *\"\nstorage = false\npriority = 9\n",
+        port.site.source().display()
+    );
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    harness::write_file(
+        port.site.dir.path(),
+        "policy.toml",
+        format!("concurrency = 1\n{policy}{broken}").replace(
+            "[source.broken]\nkind = \"pocketbase\"\npath = \"",
+            "[source.broken]\nkind = \"pocketbase\"\npath = \"/nowhere",
+        ),
+    );
+    port.start();
+    port.rest().await;
+    port.clock.advance(TimeDelta::hours(1));
+    let of = |shown: &lifeboat::daemon::Shown, key: &str| {
+        shown.tasks.iter().find(|t| t.key == key).unwrap().clone()
+    };
+    // It goes first, fails, and waits for its next try; the other one runs meanwhile.
+    let shown = port.until(|shown| of(shown, "run app").totals.done == 1).await;
+    let waits = of(&shown, "run broken");
+    if waits.totals.failed == 0 {
+        let (tries, error, _) = waits.failed.clone().unwrap_or_else(|| panic!("{waits:?}"));
+        assert!(tries >= 1 && !error.is_empty(), "{waits:?}");
+    }
+    let failed = |shown: &lifeboat::daemon::Shown| of(shown, "run broken").totals.failed == 1;
+    while tokio::time::timeout(std::time::Duration::from_millis(300), port.until(failed))
+        .await
+        .is_err()
+    {
+        port.clock.advance(TimeDelta::seconds(31));
+    }
+    port.stop().await;
 }

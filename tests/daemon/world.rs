@@ -121,6 +121,7 @@ impl Port {
         let path: PathBuf = self.site.path("policy.toml");
         let given = Given {
             session: self.session(cancel.clone()),
+            lock: None,
             load: Arc::new(move || lifeboat::policy::load(&path, &|_: &str| None)),
             reload: reload.clone(),
             wake: wake.clone(),
@@ -163,6 +164,7 @@ impl Port {
     pub async fn until(&mut self, what: impl Fn(&Shown) -> bool) -> Shown {
         let running = self.running();
         let from = running.shown.borrow().0;
+        let shown = running.shown.clone();
         let looked = async {
             // Two looks after the wake: the first may have begun before it.
             let mut looks = from;
@@ -176,9 +178,8 @@ impl Port {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), looked)
-            .await
-            .expect("it comes to rest")
+        let done = tokio::time::timeout(Duration::from_secs(60), looked).await;
+        done.unwrap_or_else(|_| panic!("it does not come to rest: {:#?}", shown.borrow().1))
     }
     pub async fn advance(&mut self, by: TimeDelta) -> Shown {
         self.clock.advance(by);

@@ -71,7 +71,13 @@ pub fn overview(view: &Overview) -> String {
         }
         p class="legend" { "▮ ok  ▖ late  ○ missed  ✕ failed  · nothing due" }
     };
-    page(&view.sentence, &view.environment, view.made, true, &body)
+    page(
+        if view.well { "All is well" } else { "Attention" },
+        &view.environment,
+        view.made,
+        true,
+        &body,
+    )
 }
 
 fn list(problems: &[String]) -> Markup {
@@ -164,6 +170,12 @@ pub fn source(view: &SourceView, seal: Option<&str>, asked: bool) -> String {
         @if let Some(doing) = &line.doing { p { (doing) } }
         p { "Newest point: " (age(line)) }
         (picture::strip(&line.days))
+        @if let Some(seal) = seal {
+            form method="post" action=(format!("/sources/{}/run", line.name)) {
+                input type="hidden" name="seal" value=(seal);
+                button { "Run now" }
+            }
+        }
         h2 { "Recovery window" }
         (picture::timeline(&view.points, line.objective, zone, now))
         (points(view))
@@ -176,12 +188,6 @@ pub fn source(view: &SourceView, seal: Option<&str>, asked: bool) -> String {
                     (span.count) " from " (clock(span.first, zone)) " to " (clock(span.last, zone)) ": " (span.why)
                 }
             } }
-        }
-        @if let Some(seal) = seal {
-            form method="post" action=(format!("/sources/{}/run", line.name)) {
-                input type="hidden" name="seal" value=(seal);
-                button { "Run now" }
-            }
         }
     };
     page(line.name.as_str(), &view.environment, view.made, false, &body)
@@ -209,10 +215,17 @@ fn points(view: &SourceView) -> Markup {
                     td data-label="Size" { (size(point.content)) }
                     td data-label="Added" { (size(point.stored)) }
                     td data-label="To restore it" {
-                        code { "backup restore " (view.line.name) " --at " (exact(point.at)) " --to TARGET" }
+                        @match picture::state(point) {
+                            "expiring" => { "first " code { "backup prune --undo " (point.run) } },
+                            "damaged" => { "not whole: " code { "backup list " (point.run) } " says why" },
+                            _ => code { "backup restore " (view.line.name) " --at " (exact(point.at)) " --to TARGET" },
+                        }
                     }
                 }
             } }
+        }
+        p class="soft" {
+            "Where the policy names no identity, add " code { "--identity FILE" } "; TARGET is new or empty."
         }
         @if view.points.len() > ROWS as usize {
             p class="soft" {

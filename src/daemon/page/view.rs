@@ -6,7 +6,9 @@ use std::time::Duration;
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use chrono_tz::Tz;
 
+use crate::daemon::board::FUTURE;
 use crate::daemon::points::ShownSource;
+use crate::daemon::task::BACKOFF;
 use crate::daemon::{Shown, ShownTask};
 use crate::error::Result;
 use crate::schedule::due::Why;
@@ -274,7 +276,7 @@ fn line(shown: &Shown, source: &ShownSource, ledger: &Ledger, now: DateTime<Utc>
         && age > objective
     {
         problems.push(format!(
-            "its newest recovery point is {} old and may be {}",
+            "its newest recovery point is {} old and may be {} at most",
             span(age),
             span(objective)
         ));
@@ -284,7 +286,17 @@ fn line(shown: &Shown, source: &ShownSource, ledger: &Ledger, now: DateTime<Utc>
         1 => problems.push("1 recovery point is damaged".to_owned()),
         n => problems.push(format!("{n} recovery points are damaged")),
     }
+    if points.newest.is_some_and(|at| at > now + FUTURE) {
+        problems.push("its newest recovery point is in the future: a clock is or was wrong".to_owned());
+    }
     if let Some(task) = task {
+        if let Some((tries, error, next)) = &task.failed {
+            problems.push(format!(
+                "{tries} of {} tries failed: {error}; the next is at {}",
+                BACKOFF.len() + 1,
+                clock(*next, shown.zone)
+            ));
+        }
         problems.extend(troubles(ledger, task, now)?);
     }
     if points.foreign > 0 {
@@ -402,7 +414,12 @@ pub fn span(of: Duration) -> String {
 
 /// An instant for people, in a zone.
 pub fn clock(at: DateTime<Utc>, zone: Tz) -> String {
-    at.with_timezone(&zone).format("%Y-%m-%d %H:%M %Z").to_string()
+    // Slots are whole minutes; what is asked for or tried again is not.
+    let form = match at.timestamp() % 60 {
+        0 => "%Y-%m-%d %H:%M %Z",
+        _ => "%Y-%m-%d %H:%M:%S %Z",
+    };
+    at.with_timezone(&zone).format(form).to_string()
 }
 
 #[cfg(test)]

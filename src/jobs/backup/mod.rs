@@ -51,7 +51,7 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
     let span = tracing::error_span!(
         "run",
         source = %name,
-        slot = slot.map(tracing::field::display),
+        slot = slot.map(|slot| slot.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)),
         run = tracing::field::Empty
     );
     Box::pin(told(session, name, slot)).instrument(span).await

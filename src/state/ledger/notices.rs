@@ -9,6 +9,8 @@ use crate::error::Result;
 /// Waits between the tries of a notice: doubled each time, up to an hour.
 const FIRST_WAIT: TimeDelta = TimeDelta::seconds(30);
 const LONGEST_WAIT: TimeDelta = TimeDelta::hours(1);
+/// One that was refused so often (not: could not be delivered) holds up those behind it no more.
+const REFUSED_MOST: u32 = 5;
 /// A notice that nobody took for so long is given up, which is told.
 const GIVEN_UP: TimeDelta = TimeDelta::days(7);
 
@@ -96,29 +98,39 @@ impl Ledger {
         change.commit().map_err(failed)
     }
 
-    /// The first of what is not well, by name.
+    /// What is not well, by name.
     ///
     /// # Errors
     /// The database.
-    pub fn first_trouble(&self) -> Result<Option<String>> {
-        let sql = "SELECT name FROM trouble ORDER BY name LIMIT 1";
+    pub fn troubles(&self) -> Result<Vec<String>> {
+        let read = || {
+            let mut statement = self.db.prepare_cached("SELECT name FROM trouble ORDER BY name")?;
+            let rows = statement.query_map([], |r| r.get(0))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(|e| self.failed(e))
+    }
+
+    /// Nobody minds any more: what was not well is not in the policy.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn forget_trouble(&self, name: &str) -> Result<()> {
         self.db
-            .query_row(sql, [], |r| r.get(0))
-            .optional()
+            .execute("DELETE FROM trouble WHERE name = ?1", [name])
+            .map(drop)
             .map_err(|e| self.failed(e))
     }
 
-    /// Writes down what a place is owed, instead of what it was owed before: only the newest is of use.
+    /// Writes down what a place is owed. At most `most` of them are kept: the oldest go.
     ///
     /// # Errors
     /// The database; nothing is changed then.
-    pub fn owe_newest(&mut self, to: &str, place: &str, body: &str, now: DateTime<Utc>) -> Result<()> {
+    pub fn owe(&mut self, to: &str, place: &str, body: &str, most: u32, now: DateTime<Utc>) -> Result<()> {
         let path = self.path.clone();
         let failed = |e| super::cannot(&path, e);
         let change = self.db.transaction().map_err(failed)?;
         let now = now.timestamp_millis();
-        // Written before the others go: SQLite gives the number of a row that went to the next one, and one that is just
-        // being delivered is struck out by its number.
         change
             .execute(
                 "INSERT INTO notice (told, place, body, created, next) VALUES (?1, ?2, ?3, ?4, ?4)",
@@ -126,25 +138,27 @@ impl Ledger {
             )
             .and_then(|_| {
                 change.execute(
-                    "DELETE FROM notice WHERE told = ?1 AND place = ?2 AND id <> ?3",
-                    params![to, place, change.last_insert_rowid()],
+                    "DELETE FROM notice WHERE told = ?1 AND place = ?2 AND id NOT IN
+                         (SELECT id FROM notice WHERE told = ?1 AND place = ?2 ORDER BY id DESC LIMIT ?3)",
+                    params![to, place, most],
                 )
             })
             .map_err(failed)?;
         change.commit().map_err(failed)
     }
 
-    /// The notices whose time has come, oldest first: one for each place.
+    /// The notices whose time has come: the oldest of each place, so that they arrive in the order of what happened. One that
+    /// its place refuses again and again holds up no other any more.
     ///
     /// # Errors
     /// The database.
-    pub fn owed(&self, now: DateTime<Utc>, most: u32) -> Result<Vec<Owed>> {
-        let sql =
-            "SELECT id, told, place, body, tries, created FROM notice
-             WHERE id IN (SELECT min(id) FROM notice WHERE next <= ?1 GROUP BY told, place) ORDER BY id LIMIT ?2";
+    pub fn owed(&self, now: DateTime<Utc>) -> Result<Vec<Owed>> {
+        let sql = "SELECT id, told, place, body, tries, created FROM notice WHERE id IN
+                (SELECT min(id) FROM notice WHERE refused < ?2 OR next <= ?1 GROUP BY told, place)
+            AND next <= ?1 ORDER BY next, id";
         let read = || {
             let mut statement = self.db.prepare(sql)?;
-            let rows = statement.query_map(params![now.timestamp_millis(), most], |r| {
+            let rows = statement.query_map(params![now.timestamp_millis(), REFUSED_MOST], |r| {
                 Ok(Owed {
                     id: r.get(0)?,
                     to: r.get(1)?,
@@ -183,15 +197,15 @@ impl Ledger {
     ///
     /// # Errors
     /// The database.
-    pub fn not_taken(&self, owed: &Owed, now: DateTime<Utc>) -> Result<bool> {
+    pub fn not_taken(&self, owed: &Owed, refused: bool, now: DateTime<Utc>) -> Result<bool> {
         if now - owed.created > GIVEN_UP {
             self.paid(owed.id)?;
             return Ok(false);
         }
         let wait = (FIRST_WAIT * 2i32.pow(owed.tries.min(10))).min(LONGEST_WAIT);
-        let sql = "UPDATE notice SET tries = tries + 1, next = ?2 WHERE id = ?1";
+        let sql = "UPDATE notice SET tries = tries + 1, refused = refused + ?3, next = ?2 WHERE id = ?1";
         self.db
-            .execute(sql, params![owed.id, (now + wait).timestamp_millis()])
+            .execute(sql, params![owed.id, (now + wait).timestamp_millis(), refused])
             .map_err(|e| self.failed(e))?;
         Ok(true)
     }

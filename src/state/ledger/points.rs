@@ -87,11 +87,17 @@ impl Ledger {
         read().map_err(|e| self.failed(e))
     }
 
-    /// Writes down what a look found.
+    /// Writes down what a look into the repository at a place found.
     ///
     /// # Errors
     /// The database; nothing is changed then.
-    pub fn looked(&mut self, source: &SourceName, found: &Looked, now: DateTime<Utc>) -> Result<()> {
+    pub fn looked(
+        &mut self,
+        source: &SourceName,
+        place: &str,
+        found: &Looked,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
         let path = self.path.clone();
         let failed = |e| super::cannot(&path, e);
         let change = self.db.transaction().map_err(failed)?;
@@ -133,8 +139,9 @@ impl Ledger {
                 };
             }
             change.execute(
-                "INSERT INTO looked VALUES (?1, ?2, ?2) ON CONFLICT (source) DO UPDATE SET at = ?2",
-                params![source.as_str(), now.timestamp_millis()],
+                "INSERT INTO looked VALUES (?1, ?2, ?2, ?3) ON CONFLICT (source) DO UPDATE SET
+                     first = CASE place WHEN ?3 THEN first ELSE ?2 END, at = ?2, place = ?3",
+                params![source.as_str(), now.timestamp_millis(), place],
             )?;
             Ok(())
         };
@@ -142,14 +149,14 @@ impl Ledger {
         change.commit().map_err(failed)
     }
 
-    /// What is told of a source's points; `writer` is this state directory.
+    /// What is told of a source's points in the repository at a place; `writer` is this state directory.
     ///
     /// # Errors
     /// The database.
-    pub fn points_summary(&self, source: &SourceName, writer: &str) -> Result<PointsSummary> {
+    pub fn points_summary(&self, source: &SourceName, place: &str, writer: &str) -> Result<PointsSummary> {
         // Those that others wrote before this directory began to are a host that was moved, or a state that was lost.
         let sql = format!(
-            "SELECT count(*) FILTER (WHERE {GOOD}), count(*) FILTER (WHERE damaged = 1),
+            "SELECT count(*) FILTER (WHERE {GOOD}), count(*) FILTER (WHERE damaged = 1 AND tombstoned IS NULL),
                     count(*) FILTER (WHERE writer <> ?2 AND finished >
                         (SELECT min(finished) FROM point WHERE source = ?1 AND writer = ?2)),
                     min(at) FILTER (WHERE {GOOD}), max(at) FILTER (WHERE {GOOD})
@@ -159,6 +166,16 @@ impl Ledger {
             "SELECT content, stored FROM point WHERE source = ?1 AND {GOOD} ORDER BY at DESC, run DESC LIMIT 1"
         );
         let read = || {
+            let mut statement = self
+                .db
+                .prepare_cached("SELECT at, first FROM looked WHERE source = ?1 AND place = ?2")?;
+            let looked = statement.query_row([source.as_str(), place], |r| {
+                Ok((instant(r.get(0)?), instant(r.get(1)?)))
+            });
+            // What is known of another repository says nothing of this one.
+            let Some(looked) = looked.optional()? else {
+                return Ok(PointsSummary::default());
+            };
             let mut statement = self.db.prepare_cached(&sql)?;
             let mut summary = statement.query_row(params![source.as_str(), writer], |r| {
                 Ok(PointsSummary {
@@ -175,13 +192,7 @@ impl Ledger {
                 Ok((unsigned(r.get(0)?), unsigned(r.get(1)?)))
             });
             (summary.content, summary.stored) = sizes.optional()?.unwrap_or_default();
-            let mut statement = self
-                .db
-                .prepare_cached("SELECT at, first FROM looked WHERE source = ?1")?;
-            let looked = statement.query_row([source.as_str()], |r| {
-                Ok((instant(r.get(0)?), instant(r.get(1)?)))
-            });
-            (summary.looked, summary.first_looked) = looked.optional()?.unwrap_or_default();
+            (summary.looked, summary.first_looked) = looked;
             Ok(summary)
         };
         read().map_err(|e: rusqlite::Error| self.failed(e))
@@ -273,7 +284,7 @@ mod tests {
         let (mut ledger, _) = Ledger::open(state.path()).unwrap();
         let app: SourceName = "app".parse().unwrap();
         assert_eq!(
-            ledger.points_summary(&app, "me").unwrap(),
+            ledger.points_summary(&app, "here", "me").unwrap(),
             PointsSummary::default()
         );
         let mut new: Vec<_> = (1..=5)
@@ -285,8 +296,8 @@ mod tests {
             new: new.clone(),
             all: Some(all),
         };
-        ledger.looked(&app, &found, at(9)).unwrap();
-        let told = ledger.points_summary(&app, "me").unwrap();
+        ledger.looked(&app, "here", &found, at(9)).unwrap();
+        let told = ledger.points_summary(&app, "here", "me").unwrap();
         // The first one of the other is older than what this directory wrote; a cut counts, its writer writes.
         let wanted = PointsSummary {
             points: 4,
@@ -312,8 +323,8 @@ mod tests {
             new: Vec::new(),
             all: Some(all.into()),
         };
-        ledger.looked(&app, &found, at(10)).unwrap();
-        let told = ledger.points_summary(&app, "me").unwrap();
+        ledger.looked(&app, "here", &found, at(10)).unwrap();
+        let told = ledger.points_summary(&app, "here", "me").unwrap();
         assert_eq!(
             (told.points, told.damaged, told.oldest, told.newest),
             (1, 1, Some(at(2)), Some(at(2)))
@@ -324,13 +335,17 @@ mod tests {
             [new[4].run, new[3].run]
         );
         assert_eq!((listed[0].damaged, listed[1].tombstoned), (true, Some(at(8))));
+        assert_eq!(
+            ledger.points_summary(&app, "elsewhere", "me").unwrap(),
+            PointsSummary::default()
+        );
         // One point alone leaves the others as they are.
         let found = Looked {
             new: vec![record(7, "me")],
             all: None,
         };
-        ledger.looked(&app, &found, at(11)).unwrap();
-        let told = ledger.points_summary(&app, "me").unwrap();
+        ledger.looked(&app, "here", &found, at(11)).unwrap();
+        let told = ledger.points_summary(&app, "here", "me").unwrap();
         assert_eq!(
             (told.points, told.newest, told.looked),
             (2, Some(at(7)), Some(at(10)))
