@@ -23,7 +23,7 @@ use crate::types::{RunId, SourceName};
 /// How often the repository is asked for all points of a source: others may prune, verify and write.
 const LOOK_EVERY: TimeDelta = TimeDelta::hours(1);
 /// When it is asked again after it could not tell.
-const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(10);
+const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(2);
 
 /// A source as it is shown.
 #[derive(Clone, Debug, PartialEq)]

@@ -557,7 +557,8 @@ async fn a_start_that_can_not_look_up_what_was_done_is_told() {
     port.ask_to_reload();
     port.until(|shown| shown.reload.is_some_and(|(_, taken)| taken))
         .await;
-    port.clock.advance(TimeDelta::minutes(5));
+    port.advance(TimeDelta::minutes(5)).await;
+    port.clock.advance(TimeDelta::minutes(2));
     port.until(|_| place.taken().len() == 3).await;
     write_file(port.site.dir.path(), "policy.toml", &policy);
     let seen = port.until(|_| true).await.reload;
