@@ -103,6 +103,8 @@ impl Told {
             Some(405 | 501) => Fault::Unsupported,
             Some(507) => Fault::Full,
             Some(500..=599) => Fault::Unavailable,
+            // S3's own by its request id, without the body that tells what is not there: it was cut on its way.
+            Some(404) if self.code.is_empty() && !self.request.is_empty() => Fault::Unavailable,
             // A 404 that is not S3's own (a wrong endpoint, a proxy) proves nothing.
             _ => Fault::Refused,
         }
@@ -235,6 +237,17 @@ mod tests {
             request: String::new(),
         }
         .fault()
+    }
+
+    #[test]
+    fn an_answer_of_the_store_whose_body_was_cut_is_asked_for_again() {
+        let told = |request: &str| Told {
+            status: Some(404),
+            request: request.to_owned(),
+            ..Told::default()
+        };
+        assert_eq!(told("18EBA29EE98BFB4C").fault(), Fault::Unavailable);
+        assert_eq!(told("").fault(), Fault::Refused, "anybody's");
     }
 
     #[test]
