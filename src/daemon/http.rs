@@ -17,9 +17,15 @@ use axum::routing::{get, post};
 use base64::Engine as _;
 use bytes::Bytes;
 use chrono::DateTime;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::Digest as _;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::page::{html, view};
 use super::{Asked, Shown, metrics};
@@ -35,6 +41,14 @@ const ALIVE: Duration = Duration::from_secs(120);
 /// How long open connections may hold up the end.
 const END: Duration = Duration::from_secs(2);
 
+/// The most connections at once.
+const CONNECTIONS_MOST: usize = 256;
+/// How long a request may take to say what it wants, and a connection to say nothing.
+const HEADERS: Duration = Duration::from_secs(5);
+/// How long a connection may be there.
+const LONGEST: Duration = Duration::from_secs(60);
+/// After how long connections are taken again when none could be.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Bodies are longer than this only by mistake or malice.
 const BODY_MAX: usize = 4096;
 /// Pages that are made at once.
@@ -68,7 +82,7 @@ impl Seen {
 
 /// A server that goes on in the background.
 pub struct Server {
-    work: JoinHandle<std::io::Result<()>>,
+    work: JoinHandle<()>,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -98,7 +112,7 @@ pub async fn serve(
             .hint("Another daemon may have it: set http.listen to an address that is free.")
             .because(e)
     };
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let seen = Seen {
         shown,
@@ -120,13 +134,75 @@ pub async fn serve(
         .route("/tasks/{key}/slots/{slot}", get(task_slot))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(seen);
-    let work = tokio::spawn(async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(async move { cancel.cancelled().await })
-            .await
-    });
+    let work = tokio::spawn(accept(listener, router, cancel));
     tracing::info!(address = %address, "listening");
     Ok(Server { work, address })
+}
+
+/// How many connections there may be at once: a part of the files that the process may have open, so that a run never lacks
+/// one because of them. As many files as the system allows are asked for first.
+fn connections() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if limit.current != limit.maximum && setrlimit(Resource::Nofile, raised).is_ok() {
+        limit = raised;
+    }
+    let files = limit.current.unwrap_or(u64::MAX);
+    usize::try_from(files / 4)
+        .unwrap_or(CONNECTIONS_MOST)
+        .clamp(4, CONNECTIONS_MOST)
+}
+
+/// Serves connections until the token is cancelled, a bounded number at once, none of which may idle.
+async fn accept(listener: TcpListener, router: Router, cancel: CancellationToken) {
+    let places = Arc::new(Semaphore::new(connections()));
+    let mut open = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = cancel.cancelled() => break,
+            Some(_) = open.join_next(), if !open.is_empty() => continue,
+            accepted = next(&listener, &places) => accepted,
+        };
+        let Some((stream, place)) = accepted else {
+            // No file is free just now, or the peer has gone: the next one may do.
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
+        let (service, ends) = (TowerToHyperService::new(router.clone()), cancel.clone());
+        open.spawn(async move {
+            let _place = place;
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADERS)
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                done = tokio::time::timeout(LONGEST, connection.as_mut()) => match done {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) => tracing::debug!(error = %e, "an HTTP connection ended"),
+                    Err(_) => tracing::debug!("an HTTP connection took too long"),
+                },
+                () = ends.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    drop(connection.await);
+                }
+            }
+        });
+    }
+    while open.join_next().await.is_some() {}
+}
+
+async fn next(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(tokio::net::TcpStream, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    let (stream, _) = listener.accept().await.ok()?;
+    Some((stream, place))
 }
 
 /// Asks the daemon that listens there whether its loop turns; gives what it says.

@@ -431,3 +431,42 @@ fn a_full_state_directory_makes_slots_wait_and_loses_none() {
     );
     assert!(get(port, "/healthz", None).is_none());
 }
+
+#[test]
+fn connections_that_say_nothing_stop_neither_health_nor_runs() {
+    let (site, port) = site(219);
+    due(&site);
+    // A daemon that may have few files open.
+    let mut command = std::process::Command::new("/bin/sh");
+    let ours = site.backup(&["daemon"]);
+    command
+        .env_clear()
+        .args(["-c", "ulimit -n 160; exec \"$0\" daemon"])
+        .arg(ours.get_program())
+        .current_dir(site.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    for (name, value) in ours.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    let daemon = command.spawn().unwrap();
+    until(port, "/metrics", "result=\"done\"} 1");
+    let idle: Vec<TcpStream> = (0..400)
+        .filter_map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: ").ok()?;
+            Some(stream)
+        })
+        .collect();
+    assert!(idle.len() > 100, "{}", idle.len());
+    until(port, "/healthz", "alive");
+    until(port, "/metrics", "lifeboat_running{task=\"run app\"} 0");
+    let asked = harness::poll(Duration::from_secs(30), || {
+        ask(port, "POST", "/sources/app/run", TOKEN, "").filter(|a| a.starts_with("HTTP/1.1 303"))
+    });
+    assert!(asked.is_some());
+    until(port, "/metrics", "result=\"done\"} 2");
+    drop(idle);
+    signal(&daemon, rustix::process::Signal::TERM);
+    assert_eq!(end(daemon).code, 0);
+}
