@@ -255,9 +255,8 @@ impl Timetable {
     }
 
     fn fate(&self, slot: DateTime<Utc>, oldest: DateTime<Utc>, now: DateTime<Utc>) -> Fate {
-        // Its age counts from when it is to start: jitter must not make a slot too old to be run.
         let start = slot + self.offset;
-        if start < oldest {
+        if slot < oldest {
             return Fate::Pass(Why::TooOld);
         }
         if !self.rules.catch_up {
