@@ -6,7 +6,7 @@
 
 use chrono::{
     DateTime, Datelike as _, Days, FixedOffset, LocalResult, Months, NaiveDate, NaiveDateTime, NaiveTime,
-    SecondsFormat, TimeDelta, TimeZone as _, Timelike as _, Utc, Weekday,
+    TimeDelta, TimeZone as _, Timelike as _, Utc, Weekday,
 };
 use chrono_tz::{GapInfo, Tz};
 use interim::Interval;
@@ -302,7 +302,7 @@ pub fn echo(instant: DateTime<Utc>, zone: Tz) -> String {
     let local = instant.with_timezone(&zone);
     format!(
         "{} ({}, {zone})",
-        instant.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+        crate::types::rfc3339(instant),
         local.format("%Y-%m-%d %H:%M:%S%.f %Z")
     )
 }

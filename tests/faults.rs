@@ -6,6 +6,8 @@
 mod calls;
 #[path = "daemon/clock.rs"]
 mod clock;
+#[path = "daemon/delivery.rs"]
+mod delivery;
 #[path = "faults/full.rs"]
 mod full;
 mod harness;

@@ -56,7 +56,7 @@ pub async fn daemon(surroundings: &Surroundings) -> Result<u8> {
     let (ready, reloaded) = (AtomicBool::new(false), Mutex::new(None));
     let given = Given {
         session,
-        lock: Some(lock),
+        lock,
         load: Arc::new(move || load::policy(path.as_deref(), &lookup)),
         reload,
         wake,

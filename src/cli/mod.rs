@@ -92,15 +92,12 @@ impl Surroundings {
     }
     fn session_with(&self, policy: Policy, extra: Extra) -> Session {
         Session {
-            world: self.world.clone(),
-            policy: Arc::new(policy),
-            lookup: self.lookup.clone(),
             cancel: self.cancel.clone(),
             progress: Arc::new(self.printer.bars().clone()),
             identity_file: extra.identity_file,
             any_environment: extra.any_environment,
             versions: extra.versions,
-            store: None,
+            ..Session::new(self.world.clone(), policy, self.lookup.clone())
         }
     }
     /// Work that only reads may be dropped at any moment, so an interrupt ends it at once.

@@ -2,14 +2,10 @@
 
 use std::borrow::Cow;
 
-use bytesize::ByteSize;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-/// A size in IEC units.
-pub fn size(bytes: u64) -> String {
-    ByteSize(bytes).display().iec().to_string()
-}
+pub use crate::types::{rfc3339, size};
 
 /// A span of seconds.
 pub fn span(seconds: f64) -> String {
@@ -23,11 +19,6 @@ pub fn span(seconds: f64) -> String {
 /// An instant in UTC, to the second.
 pub fn utc(instant: DateTime<Utc>) -> String {
     instant.format("%Y-%m-%d %H:%M:%SZ").to_string()
-}
-
-/// An instant as RFC 3339 in UTC: what `--at` takes back.
-pub fn rfc3339(instant: DateTime<Utc>) -> String {
-    instant.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
 /// An instant that may not be.

@@ -1,23 +1,25 @@
 //! Every task with what is known of it: what the daemon decides with, and what it shows.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod told;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 
 use super::entry::{Entry, Phase, decide, known};
-use super::points::Points;
+use super::points::{Points, Wanted};
 use super::shown::Shown;
 use super::task::{BACKOFF, Ended, Resolved, Task};
 use super::tell;
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::policy::Policy;
 use crate::schedule::due::{self, Waiting};
 use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome, SlotRecord};
-use crate::types::{RunId, SourceName};
+use crate::types::SourceName;
 
 /// When something that failed and is none of a run's business is tried again: the ledger, the repository at the start.
 pub(super) const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
@@ -25,12 +27,8 @@ pub(super) const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
 const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
 /// Tasks for which the repository is asked at once.
 const ASKED_AT_ONCE: usize = 8;
-/// A point so far in the future is of a clock that is wrong.
-pub const FUTURE: TimeDelta = TimeDelta::minutes(5);
-/// A source is not quiet before so long, however often it runs.
-const QUIET_LEAST: TimeDelta = TimeDelta::hours(1);
-/// Notices that are delivered at once.
-const DELIVERED_AT_ONCE: usize = 16;
+
+pub use told::FUTURE;
 
 /// What is to be done now.
 pub enum Step {
@@ -40,8 +38,8 @@ pub enum Step {
     Start(Task, DateTime<Utc>, Option<DateTime<Utc>>),
     /// Deliver a notice.
     Deliver(Owed),
-    /// Ask the repository for a source's points: those that are not known yet, or one.
-    Look(SourceName, BTreeSet<RunId>, Option<RunId>),
+    /// Ask the repository for a source's points.
+    Look(SourceName, Wanted),
 }
 
 /// Every task with what is known of it.
@@ -131,15 +129,7 @@ impl Board {
         }
         self.drop_gone();
         self.changed = true;
-        let minded: BTreeSet<String> = self
-            .entries
-            .iter()
-            .filter(|(_, e)| !e.gone)
-            .flat_map(|(task, e)| tell::names(task, e.rpo.is_some(), e.interval.is_some()))
-            .collect();
-        for name in self.ledger.troubles()?.iter().filter(|n| !minded.contains(*n)) {
-            self.ledger.forget_trouble(name)?;
-        }
+        self.forget();
         Ok(())
     }
 
@@ -205,89 +195,6 @@ impl Board {
             steps.extend(self.notices(now));
         }
         steps
-    }
-
-    /// Sources whose newest point is older than their objective, and those of which nothing is heard.
-    fn objectives(&mut self, now: DateTime<Utc>) {
-        for (task, entry) in &mut self.entries {
-            let Task::Run(source) = task else { continue };
-            if entry.gone {
-                continue;
-            }
-            let running = matches!(entry.phase, Phase::Running(_));
-            let told = self.ledger.totals(&task.key()).and_then(|totals| {
-                let points = self.points.of(source).copied().unwrap_or_default();
-                // Before the repository was asked, what this daemon did is all that is known.
-                // One in the future is a clock's fault, and says nothing of now.
-                let newest = points.newest.filter(|at| *at <= now + FUTURE);
-                let (since, never) = if points.first_looked.is_some() {
-                    (newest.or(points.first_looked), newest.is_none())
-                } else {
-                    (totals.last_done, false)
-                };
-                if let Some(rpo) = entry.rpo.and_then(|rpo| TimeDelta::from_std(rpo).ok()) {
-                    let age = (since.map(|at| now - at), never);
-                    tell::objective(&mut self.ledger, &self.policy, task, age, rpo, now)?;
-                }
-                let heard = totals.last_ended.max(points.first_looked);
-                let patience = entry.interval.and_then(|i| TimeDelta::from_std(i * 2).ok());
-                if let (Some(heard), Some(patience)) = (heard, patience) {
-                    let silence = (now - heard, patience.max(QUIET_LEAST));
-                    tell::quiet(&mut self.ledger, &self.policy, task, silence, running, now)?;
-                }
-                Ok(())
-            });
-            if let Err(e) = told {
-                tracing::error!(task = task.key(), error = %e.chain(), "whether an objective is missed could not be written down");
-            }
-        }
-    }
-
-    /// Notices whose time has come.
-    fn notices(&mut self, now: DateTime<Utc>) -> Vec<Step> {
-        let owed = match self.ledger.owed(now) {
-            Ok(owed) => owed,
-            Err(e) => {
-                tracing::error!(error = %e.chain(), "the notices that are owed can not be read");
-                return Vec::new();
-            }
-        };
-        let mut steps = Vec::new();
-        for owed in owed {
-            let place = (owed.to.clone(), owed.place.clone());
-            let free = self.delivering.len() < DELIVERED_AT_ONCE;
-            if free && !self.delivering.values().any(|busy| *busy == place) {
-                self.delivering.insert(owed.id, place);
-                steps.push(Step::Deliver(owed));
-            }
-        }
-        steps
-    }
-
-    /// A notice was taken, is owed to nobody any more (`None`), or was not taken.
-    pub fn delivered(&mut self, owed: &Owed, result: Result<Option<()>>, now: DateTime<Utc>) {
-        self.changed = true;
-        self.delivering.remove(&owed.id);
-        self.look_around = now;
-        let written = match result {
-            Ok(_) => self.ledger.paid(owed.id),
-            Err(e) => {
-                tracing::warn!(to = owed.to, place = owed.place, tries = owed.tries + 1, error = %e.chain(), "a notice was not taken");
-                let refused = e.kind() == Kind::Usage;
-                self.ledger.not_taken(owed, refused, now).map(|again| {
-                    if !again {
-                        tracing::error!(
-                            to = owed.to,
-                            place = owed.place,
-                            "a notice is given up: nobody took it for days"
-                        );
-                    }
-                })
-            }
-        };
-        if let Err(e) = written {
-            tracing::error!(to = owed.to, place = owed.place, error = %e.chain(), "what became of a notice could not be written down; it may come twice");
-        }
     }
 
     /// Tasks for which the repository is being asked.

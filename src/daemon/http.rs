@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -17,18 +17,13 @@ use axum::routing::{get, post};
 use base64::Engine as _;
 use bytes::Bytes;
 use chrono::DateTime;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::Digest as _;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::page::{html, view};
-use super::{Asked, Shown, metrics};
+use super::{Asked, Shown, connections, metrics};
 use crate::clock::World;
 use crate::error::{Error, Result};
 use crate::jobs::Session;
@@ -41,18 +36,18 @@ const ALIVE: Duration = Duration::from_secs(120);
 /// How long open connections may hold up the end.
 const END: Duration = Duration::from_secs(2);
 
-/// The most connections at once.
-const CONNECTIONS_MOST: usize = 256;
-/// How long a request may take to say what it wants, and a connection to say nothing.
-const HEADERS: Duration = Duration::from_secs(5);
-/// How long a connection may be there.
-const LONGEST: Duration = Duration::from_secs(60);
-/// After how long connections are taken again when none could be.
-const AGAIN: Duration = Duration::from_millis(200);
 /// Bodies are longer than this only by mistake or malice.
 const BODY_MAX: usize = 4096;
 /// Pages that are made at once.
 const PAGES_AT_ONCE: usize = 4;
+
+/// What a page may have: its own style, told by its digest, a form to where it comes from, and nothing else.
+static CONTENT: LazyLock<String> = LazyLock::new(|| {
+    let digest = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(html::STYLE));
+    format!(
+        "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+});
 
 /// What the handlers see.
 #[derive(Clone)]
@@ -134,75 +129,9 @@ pub async fn serve(
         .route("/tasks/{key}/slots/{slot}", get(task_slot))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(seen);
-    let work = tokio::spawn(accept(listener, router, cancel));
+    let work = tokio::spawn(connections::serve(listener, router, cancel));
     tracing::info!(address = %address, "listening");
     Ok(Server { work, address })
-}
-
-/// How many connections there may be at once: a part of the files that the process may have open, so that a run never lacks
-/// one because of them. As many files as the system allows are asked for first.
-fn connections() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if limit.current != limit.maximum && setrlimit(Resource::Nofile, raised).is_ok() {
-        limit = raised;
-    }
-    let files = limit.current.unwrap_or(u64::MAX);
-    usize::try_from(files / 4)
-        .unwrap_or(CONNECTIONS_MOST)
-        .clamp(4, CONNECTIONS_MOST)
-}
-
-/// Serves connections until the token is cancelled, a bounded number at once, none of which may idle.
-async fn accept(listener: TcpListener, router: Router, cancel: CancellationToken) {
-    let places = Arc::new(Semaphore::new(connections()));
-    let mut open = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = cancel.cancelled() => break,
-            Some(_) = open.join_next(), if !open.is_empty() => continue,
-            accepted = next(&listener, &places) => accepted,
-        };
-        let Some((stream, place)) = accepted else {
-            // No file is free just now, or the peer has gone: the next one may do.
-            tokio::time::sleep(AGAIN).await;
-            continue;
-        };
-        let (service, ends) = (TowerToHyperService::new(router.clone()), cancel.clone());
-        open.spawn(async move {
-            let _place = place;
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS)
-                .serve_connection(TokioIo::new(stream), service);
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                done = tokio::time::timeout(LONGEST, connection.as_mut()) => match done {
-                    Ok(Ok(())) => {}
-                    Ok(Err(e)) => tracing::debug!(error = %e, "an HTTP connection ended"),
-                    Err(_) => tracing::debug!("an HTTP connection took too long"),
-                },
-                () = ends.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    drop(connection.await);
-                }
-            }
-        });
-    }
-    while open.join_next().await.is_some() {}
-}
-
-async fn next(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(tokio::net::TcpStream, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.ok()?;
-    let (stream, _) = listener.accept().await.ok()?;
-    Some((stream, place))
 }
 
 /// Asks the daemon that listens there whether its loop turns; gives what it says.
@@ -324,16 +253,12 @@ async fn page(
         .unwrap_or_else(|e| Err(Error::failed("the page can not be made").because(e)));
     match made {
         Ok(Some(text)) => {
-            let digest = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(html::STYLE));
-            let policy = format!(
-                "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-            );
             let headers = [
-                (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
-                (header::CONTENT_SECURITY_POLICY, policy),
-                (header::CACHE_CONTROL, "no-store".to_owned()),
-                (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-                (header::REFERRER_POLICY, "no-referrer".to_owned()),
+                (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+                (header::CONTENT_SECURITY_POLICY, CONTENT.as_str()),
+                (header::CACHE_CONTROL, "no-store"),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (header::REFERRER_POLICY, "no-referrer"),
             ];
             (headers, text).into_response()
         }
@@ -394,15 +319,19 @@ async fn slot_page(seen: Seen, headers: HeaderMap, key: String, base: String, sl
         let Some(slot) = DateTime::from_timestamp_millis(slot) else {
             return Ok(None);
         };
-        let about = html::About {
-            environment: &shown.environment,
-            key: &key,
-            base: &base,
-            made: (seen.world.clock.now(), shown.zone),
-        };
+        let about = about(seen, shown, &key, &base);
         Ok(ledger.slot(&key, slot)?.map(|record| html::slot(&about, &record)))
     })
     .await
+}
+
+fn about<'a>(seen: &Seen, shown: &'a Shown, key: &'a str, base: &'a str) -> html::About<'a> {
+    html::About {
+        environment: &shown.environment,
+        key,
+        base,
+        made: (seen.world.clock.now(), shown.zone),
+    }
 }
 
 async fn task(State(seen): State<Seen>, Path(key): Path<String>, headers: HeaderMap) -> Response {
@@ -410,12 +339,8 @@ async fn task(State(seen): State<Seen>, Path(key): Path<String>, headers: Header
         if !shown.tasks.iter().any(|t| t.key == key) {
             return Ok(None);
         }
-        let about = html::About {
-            environment: &shown.environment,
-            key: &key,
-            base: &format!("/tasks/{key}"),
-            made: (seen.world.clock.now(), shown.zone),
-        };
+        let base = format!("/tasks/{key}");
+        let about = about(seen, shown, &key, &base);
         Ok(Some(html::task(&about, &ledger.newest_slots(&key, view::ROWS)?)))
     })
     .await

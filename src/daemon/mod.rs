@@ -5,6 +5,7 @@
 //! open one is looked up in the repository before it is run again. One run's hang, panic or failure touches no other.
 
 mod board;
+mod connections;
 mod entry;
 pub mod http;
 pub mod metrics;
@@ -30,7 +31,7 @@ use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome};
 use crate::state::{Lock, StateDir};
-use crate::types::SourceName;
+use crate::types::{SourceName, rfc3339};
 
 pub use shown::{Shown, ShownTask};
 
@@ -48,8 +49,8 @@ pub type Tell = Arc<dyn Fn(&Shown) + Send + Sync>;
 pub struct Given {
     /// World, policy, secrets. Its token stops the daemon.
     pub session: Session,
-    /// The state directory's lock, where it is held already.
-    pub lock: Option<Lock>,
+    /// The state directory's lock: one daemon is enough for it.
+    pub lock: Lock,
     /// For a reload.
     pub load: Load,
     /// Asks for a reload (SIGHUP).
@@ -81,13 +82,9 @@ enum Done {
 /// Runs until the session's token is cancelled.
 ///
 /// # Errors
-/// Another daemon has the state directory, or it can not be used at all.
+/// The state directory can not be used at all.
 pub async fn run(mut given: Given) -> Result<()> {
     let state = StateDir::open(&given.session.policy.state_dir)?;
-    let _lock = match given.lock.take() {
-        Some(lock) => lock,
-        None => state.lock_daemon()?,
-    };
     let (ledger, rebuilt) = Ledger::open(&given.session.policy.state_dir)?;
     if rebuilt {
         tracing::warn!("the daemon's memory was damaged; it is rebuilt from the repository");
@@ -156,32 +153,24 @@ fn begin(work: &mut JoinSet<Done>, session: &Session, step: Step) {
                 Done::Delivered(owed, apart("delivering a notice", deliver).await)
             });
         }
-        Step::Look(source, known, only) => {
+        Step::Look(source, wanted) => {
             work.spawn(async move {
                 let asked = source.clone();
-                let look = async move { points::look(&session, &asked, known, only).await };
+                let look = async move { points::look(&session, &asked, wanted).await };
                 Done::Looked(source, apart("asking for recovery points", look).await)
             });
         }
         Step::Start(task, slot, since) => {
-            tracing::info!(task = task.key(), slot = stamp(slot), "a slot begins");
+            tracing::info!(task = task.key(), slot = rfc3339(slot), "a slot begins");
             work.spawn(async move {
                 let asked = task.clone();
-                // A task of its own: a panic ends this run and nothing else.
-                let inner = AbortOnDropHandle::new(tokio::spawn(async move {
-                    task::carry_out(&session, &asked, slot, since).await
-                }));
-                let ended = inner
-                    .await
-                    .unwrap_or_else(|e| Ended::failed(format!("it ended unexpectedly: {e}")));
+                let carry_out = async move { Ok(task::carry_out(&session, &asked, slot, since).await) };
+                let ended = apart("it", carry_out).await;
+                let ended = ended.unwrap_or_else(|e| Ended::failed(e.chain()));
                 Done::Ended(task, slot, ended)
             });
         }
     }
-}
-
-fn stamp(at: chrono::DateTime<chrono::Utc>) -> String {
-    at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }
 
 /// Does something in a task of its own: a panic ends that and nothing else.
@@ -202,12 +191,12 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
             match ended.outcome {
                 Outcome::Done => {
                     let run = ended.run.map(tracing::field::display);
-                    tracing::info!(task = key, slot = stamp(slot), run, "a slot is done");
+                    tracing::info!(task = key, slot = rfc3339(slot), run, "a slot is done");
                 }
                 _ if ended.again => {
                     tracing::warn!(
                         task = key,
-                        slot = stamp(slot),
+                        slot = rfc3339(slot),
                         error = ended.error,
                         "a try failed"
                     );
@@ -215,7 +204,7 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
                 outcome => {
                     tracing::error!(
                         task = key,
-                        slot = stamp(slot),
+                        slot = rfc3339(slot),
                         outcome = outcome.name(),
                         error = ended.error,
                         "a slot is not done"

@@ -73,7 +73,7 @@ impl Points {
     /// Takes a policy: what is known of its sources is read from the ledger.
     pub fn take(&mut self, policy: &Policy, ledger: &Ledger, now: DateTime<Utc>) {
         self.sources.retain(|name, _| policy.sources.contains_key(name));
-        let place = format!("{:?} {:?}", policy.repository.url, policy.repository.endpoint);
+        let place = policy.repository.place();
         if self.place != place {
             // Other points, of which nothing is known yet.
             self.sources.clear();
@@ -111,11 +111,14 @@ impl Points {
             if entry.looking || steps.len() >= most || !(due || entry.new.is_some()) {
                 continue;
             }
-            let only = entry.new.take().filter(|_| !due);
-            match ledger.known_points(name) {
-                Ok(known) => {
+            let wanted = match entry.new.take().filter(|_| !due) {
+                Some(run) => Ok(Wanted::One(run)),
+                None => ledger.known_points(name).map(Wanted::AllBut),
+            };
+            match wanted {
+                Ok(wanted) => {
                     entry.looking = true;
-                    steps.push(Step::Look(name.clone(), known, only));
+                    steps.push(Step::Look(name.clone(), wanted));
                 }
                 Err(e) => {
                     tracing::error!(source = %name, error = %e.chain(), "the daemon's memory can not be read");
@@ -156,13 +159,15 @@ impl Points {
         found: Result<Looked>,
         now: DateTime<Utc>,
     ) {
-        let Some(entry) = self.sources.get_mut(name) else {
+        // Asked of a repository that the policy had before, it says nothing of this one.
+        let elsewhere = found.as_ref().is_ok_and(|found| found.place != self.place);
+        let Some(entry) = self.sources.get_mut(name).filter(|_| !elsewhere) else {
             return;
         };
         entry.looking = false;
         let all = found.as_ref().is_ok_and(|found| found.all.is_some());
         let written = found.and_then(|found| {
-            ledger.looked(name, &self.place, &found, now)?;
+            ledger.looked(name, &found, now)?;
             ledger.points_summary(name, &self.place, &self.writer)
         });
         match written {
@@ -203,24 +208,32 @@ impl Points {
     }
 }
 
-/// Asks the repository for a source's points: for all, or for one that was made just now.
+/// What the repository is asked for.
+pub enum Wanted {
+    /// All points; the commits of these are known.
+    AllBut(BTreeSet<RunId>),
+    /// One that was made just now.
+    One(RunId),
+}
+
+/// Asks the repository for a source's points.
 ///
 /// # Errors
 /// The repository can not tell.
-pub async fn look(
-    session: &Session,
-    source: &SourceName,
-    known: BTreeSet<RunId>,
-    only: Option<RunId>,
-) -> Result<Looked> {
+pub async fn look(session: &Session, source: &SourceName, wanted: Wanted) -> Result<Looked> {
     let repository = session.open(Role::Writer).await?;
-    if let Some(run) = only {
-        let commit = repository.commit(source, run).await?;
-        return Ok(Looked {
-            new: commit.map(|c| record(&c)).into_iter().collect(),
-            all: None,
-        });
-    }
+    let place = session.policy.repository.place();
+    let known = match wanted {
+        Wanted::AllBut(known) => known,
+        Wanted::One(run) => {
+            let commit = repository.commit(source, run).await?;
+            return Ok(Looked {
+                place,
+                new: commit.map(|c| record(&c)).into_iter().collect(),
+                all: None,
+            });
+        }
+    };
     let listed = repository.runs_below(&layout::points_prefix(source)).await?;
     let tombstones = repository.runs_below(&layout::tombstones_prefix(source)).await?;
     let damaged = damaged(&repository, source).await?;
@@ -249,6 +262,7 @@ pub async fn look(
         .try_collect()
         .await?;
     Ok(Looked {
+        place,
         new,
         all: Some(listed.keys().map(|run| (*run, state(run))).collect()),
     })

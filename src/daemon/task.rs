@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 use tracing::Instrument as _;
 
@@ -15,7 +15,7 @@ use crate::repository::layout;
 use crate::schedule::Schedule;
 use crate::schedule::due::{Rules, Timetable};
 use crate::state::ledger::{Outcome, SlotRecord};
-use crate::types::{RunId, SourceName};
+use crate::types::{RunId, SourceName, rfc3339};
 
 /// Waits between the tries of one slot; after the last the slot has failed.
 pub const BACKOFF: [TimeDelta; 2] = [TimeDelta::seconds(30), TimeDelta::seconds(120)];
@@ -139,9 +139,12 @@ pub async fn carry_out(
         // A run has a span of its own.
         Task::Run(_) => work.await,
         other => {
-            let slot = slot.to_rfc3339_opts(SecondsFormat::AutoSi, true);
-            work.instrument(tracing::error_span!("slot", task = other.key(), slot))
-                .await
+            work.instrument(tracing::error_span!(
+                "slot",
+                task = other.key(),
+                slot = rfc3339(slot)
+            ))
+            .await
         }
     }
 }

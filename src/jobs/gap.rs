@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 
 use super::Session;
 use super::restore::{Aim, Request};
 use crate::error::{Error, Kind, Result};
 use crate::recovery::Plan;
 use crate::schedule::Schedule;
-use crate::types::SourceName;
+use crate::types::{SourceName, rfc3339};
 
 /// Refuses a gap that is over the limit and that nobody accepted.
 ///
@@ -42,7 +42,7 @@ pub(super) fn check_gap(session: &Session, request: &Request, plan: &Plan) -> Re
     )
     .hint(format!(
         "The nearest that can be restored is {} (point {}): accept the gap with --max-gap {} or --yes{}.",
-        stamp(plan.at),
+        rfc3339(plan.at),
         plan.run,
         roomy(plan.gap),
         match request.aim {
@@ -88,11 +88,6 @@ fn usual_gap(session: &Session, source: &SourceName) -> Option<Duration> {
 fn in_words(gap: TimeDelta) -> String {
     let seconds = gap.num_seconds().unsigned_abs();
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
-}
-
-/// Exactly, so that it can be given back to `--at`.
-pub(super) fn stamp(instant: DateTime<Utc>) -> String {
-    instant.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }
 
 #[cfg(test)]

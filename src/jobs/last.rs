@@ -5,19 +5,12 @@ use chrono::{DateTime, Utc};
 use super::Session;
 use super::report::RunReport;
 use crate::error::{Kind, Result};
-use crate::policy::StoreUrl;
 use crate::state::last::{Ending, LastRun, Runs, UnderWay};
 use crate::types::SourceName;
 
 /// The runs of a source, by the repository's URL: it is known also when the repository can not be reached.
 fn runs(session: &Session, source: &SourceName) -> Runs {
-    let repository = &session.policy.repository;
-    let endpoint = repository.endpoint.as_deref().unwrap_or_default();
-    let url = match &repository.url {
-        StoreUrl::Directory(path) => format!("file://{}", path.display()),
-        StoreUrl::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
-    };
-    let digest = blake3::hash(format!("{endpoint}\n{url}").as_bytes()).to_hex();
+    let digest = blake3::hash(session.policy.repository.place().as_bytes()).to_hex();
     Runs::new(&session.policy.state_dir, &digest[..16], source)
 }
 

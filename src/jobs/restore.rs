@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
-use super::gap::{check_gap, stamp, without_limit};
+use super::gap::{check_gap, without_limit};
 use super::outline::outline;
 use super::report::RestoreReport;
 use super::session::Role;
@@ -22,7 +22,7 @@ use crate::source::pocketbase::PocketBaseRestorer;
 use crate::source::postgres::LogicalRestorer;
 use crate::source::{Context, RestoreOptions, Restorer, Target};
 use crate::state::{Scratch, StateDir};
-use crate::types::{RunId, SourceName};
+use crate::types::{RunId, SourceName, rfc3339};
 use crate::when::When;
 
 /// What is to be restored.
@@ -413,7 +413,7 @@ fn nearer_expired(catalog: &Catalog, goal: Goal, found: Option<DateTime<Utc>>) -
     Some(format!(
         "point {} ({}) is nearer and has expired: `backup prune --undo {}` may bring it back",
         point.commit.run,
-        stamp(point.commit.at),
+        rfc3339(point.commit.at),
         point.commit.run
     ))
 }
@@ -507,9 +507,9 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
         .hint(match nearer_expired(catalog, goal, None) {
             Some(expired) => format!(
                 "The nearest that can be restored is {}; {expired}.",
-                stamp(first.at)
+                rfc3339(first.at)
             ),
-            None => format!("The nearest that can be restored is {}.", stamp(first.at)),
+            None => format!("The nearest that can be restored is {}.", rfc3339(first.at)),
         }),
         Refusal::UnknownPoint => match goal {
             Goal::Point(run) if catalog.tombstones.contains_key(&run) => Error::new(
@@ -537,7 +537,7 @@ fn refused(refusal: &Refusal, source: &SourceName, catalog: &Catalog, goal: Goal
                 Some(point) => error.hint(format!(
                     "The nearest that is intact: --at-point {} ({}).",
                     point.run,
-                    stamp(point.at)
+                    rfc3339(point.at)
                 )),
                 None => error.hint("No recovery point of this source is intact; `backup verify` tells more."),
             }

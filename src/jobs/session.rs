@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::World;
 use crate::error::{Error, Kind, Result};
 use crate::policy::{Policy, SecretRef, examples, secrets};
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::repository::generation::{self, KeyRing};
 use crate::repository::{Repository, Settings, layout};
 use crate::secret::SecretText;
@@ -56,6 +56,20 @@ pub enum Role {
 }
 
 impl Session {
+    /// Of a policy, with nothing else said.
+    pub fn new(world: World, policy: Policy, lookup: Lookup) -> Self {
+        Self {
+            world,
+            policy: Arc::new(policy),
+            lookup,
+            cancel: CancellationToken::new(),
+            progress: Arc::new(Silent),
+            identity_file: None,
+            any_environment: false,
+            versions: false,
+            store: None,
+        }
+    }
     /// Resolves a secret.
     ///
     /// # Errors

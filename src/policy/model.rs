@@ -235,6 +235,17 @@ pub struct RepositoryPolicy {
 }
 
 impl RepositoryPolicy {
+    /// Where it is, as a key of what the state directory keeps about it: known also when it can not be reached.
+    pub fn place(&self) -> String {
+        let endpoint = self.endpoint.as_deref().unwrap_or_default();
+        match &self.url {
+            StoreUrl::Directory(path) => format!("{endpoint}\nfile://{}", path.display()),
+            StoreUrl::S3 { bucket, prefix } => format!("{endpoint}\ns3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+impl RepositoryPolicy {
     /// Whether it is a directory of this host.
     pub fn is_directory(&self) -> bool {
         matches!(self.url, StoreUrl::Directory(_))

@@ -4,8 +4,10 @@ mod finding;
 mod ids;
 mod key;
 mod unit_name;
+mod written;
 
 pub use finding::{Finding, Level};
 pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName, hex, unhex};
 pub use key::Key;
 pub use unit_name::UnitName;
+pub use written::{rfc3339, size};

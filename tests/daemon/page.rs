@@ -34,6 +34,12 @@ fn stop(daemon: Child) {
     assert_eq!(said.code, 0, "{said}");
 }
 
+/// Waits until so many slots are done.
+fn done(port: u16, count: u32) {
+    let words = format!("lifeboat_runs_total{{task=\"run app\",result=\"done\"}} {count}");
+    until(port, "/metrics", &words);
+}
+
 /// What stands between two texts.
 fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     let at = text.find(from).unwrap_or_else(|| panic!("no {from:?} in {text}")) + from.len();
@@ -132,30 +138,18 @@ fn a_run_is_asked_for_from_the_page_and_from_nowhere_else() {
     }
     let answer = ask(port, "POST", "/sources/other/run", TOKEN, "").unwrap();
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
-    until(
-        port,
-        "/metrics",
-        "lifeboat_runs_total{task=\"run app\",result=\"done\"} 1",
-    );
+    done(port, 1);
     until(port, "/metrics", "lifeboat_running{task=\"run app\"} 0");
     site.change();
     let answer = ask(port, "POST", "/sources/app/run", basic, &form).unwrap();
     assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
     assert_eq!(header(&answer, "location"), Some("/sources/app?asked"));
-    until(
-        port,
-        "/metrics",
-        "lifeboat_runs_total{task=\"run app\",result=\"done\"} 2",
-    );
+    done(port, 2);
     // For programs the token is enough.
     until(port, "/metrics", "lifeboat_running{task=\"run app\"} 0");
     let answer = ask(port, "POST", "/sources/app/run", TOKEN, "").unwrap();
     assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
-    until(
-        port,
-        "/metrics",
-        "lifeboat_runs_total{task=\"run app\",result=\"done\"} 3",
-    );
+    done(port, 3);
     until(port, "/metrics", "lifeboat_recovery_points{source=\"app\"} 3");
     stop(daemon);
     site.verifies("runs that were asked for");
@@ -254,7 +248,15 @@ fn month(state: &std::path::Path, now: DateTime<Utc>) -> Shown {
             }
         }
         ledger
-            .looked(&source, "here", &Looked { new, all: Some(all) }, now)
+            .looked(
+                &source,
+                &Looked {
+                    place: "here".into(),
+                    new,
+                    all: Some(all),
+                },
+                now,
+            )
             .unwrap();
         shown.sources.push(ShownSource {
             points: ledger.points_summary(&source, "here", "me").unwrap(),

@@ -11,7 +11,7 @@ use lifeboat::daemon::{self, Given, Shown};
 use lifeboat::error::Result;
 use lifeboat::jobs::Session;
 use lifeboat::jobs::session::Lookup;
-use lifeboat::progress::Silent;
+use lifeboat::state::StateDir;
 use lifeboat::state::ledger::Ledger;
 use lifeboat::types::RunId;
 use serde_json::Value;
@@ -50,21 +50,15 @@ pub fn at(text: &str) -> DateTime<Utc> {
 pub fn session(site: &Site, clock: Arc<dyn Clock>) -> Session {
     let lookup: Lookup = Arc::new(|_| None);
     let policy = lifeboat::policy::load(&site.path("policy.toml"), &*lookup).unwrap();
-    Session {
-        world: World {
+    Session::new(
+        World {
             clock,
             random: Arc::new(SystemRandom),
             crash: Arc::new(NoCrash),
         },
-        policy: Arc::new(policy),
+        policy,
         lookup,
-        cancel: CancellationToken::new(),
-        progress: Arc::new(Silent),
-        identity_file: None,
-        any_environment: false,
-        versions: false,
-        store: None,
-    }
+    )
 }
 
 /// Everything was looked at, and nothing is under way.
@@ -121,7 +115,9 @@ impl Port {
         let path: PathBuf = self.site.path("policy.toml");
         let given = Given {
             session: self.session(cancel.clone()),
-            lock: None,
+            lock: StateDir::open(&self.site.path("state"))
+                .and_then(|state| state.lock_daemon())
+                .unwrap(),
             load: Arc::new(move || lifeboat::policy::load(&path, &|_: &str| None)),
             reload: reload.clone(),
             wake: wake.clone(),

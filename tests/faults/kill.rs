@@ -57,21 +57,27 @@ fn timed_run(site: &mut Site) -> Duration {
     took
 }
 
+/// A run of changed content, killed at a moment; whether it was over before, and words for what came of it.
+fn killed_run(site: &mut Site, moments: &mut Moments, moment: Duration) -> (bool, String) {
+    site.change();
+    let after = format!("a run killed after {moment:?} of {:?}", moments.whole);
+    let over = killed(site, &["run"], moment);
+    moments.learn(over);
+    // A commit that is there is whole: it is the source as it was.
+    let new = site.record(&after);
+    assert!(new <= 1 && (!over || new == 1), "{after}: {new} new points");
+    (over, after)
+}
+
 #[test]
 fn a_run_killed_at_any_moment_leaves_whole_points_only() {
     let mut site = Site::new(1);
     let mut moments = Moments::of(&mut site, timed_run);
     let (mut cut_short, mut orphans) = (0, 0);
     for n in 0..KILLS {
-        site.change();
         let moment = moments.get(&mut site, n);
-        let after = format!("a run killed after {moment:?} of {:?}", moments.whole);
-        let over = killed(&site, &["run"], moment);
-        moments.learn(over);
+        let (over, after) = killed_run(&mut site, &mut moments, moment);
         cut_short += u32::from(!over);
-        // A commit that is there is whole: it is the source as it was.
-        let new = site.record(&after);
-        assert!(new <= 1 && (!over || new == 1), "{after}: {new} new points");
         site.verifies(&after);
         orphans = orphans.max(site.orphans().len());
         if n == KILLS / 2 {
@@ -260,14 +266,9 @@ async fn runs_and_prunes_killed_on_a_locked_bucket_leave_whole_points_only() {
     let mut moments = Moments::of(&mut site, timed_run);
     let mut cut_short = 0;
     for n in 0..KILLS {
-        site.change();
         let moment = moments.get(&mut site, n * 3);
-        let after = format!("a run killed after {moment:?} of {:?}", moments.whole);
-        let over = killed(&site, &["run"], moment);
-        moments.learn(over);
+        let (over, _) = killed_run(&mut site, &mut moments, moment);
         cut_short += u32::from(!over);
-        let new = site.record(&after);
-        assert!(new <= 1 && (!over || new == 1), "{after}: {new} new points");
         if n % 4 == 3 {
             killed(&site, &["prune"], moment / 2);
             site.record("a killed prune");

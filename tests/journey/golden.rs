@@ -9,13 +9,11 @@ use std::time::Duration;
 use lifeboat::clock::World;
 use lifeboat::jobs::Session;
 use lifeboat::jobs::backup::{Engine, open_source};
-use lifeboat::progress::Silent;
 use lifeboat::repository::generation::{KeyRing, parse_identities};
 use lifeboat::repository::reader::OpenPoint;
 use lifeboat::secret::SecretText;
 use lifeboat::types::{RunId, SourceName};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use crate::harness::golden::{self, Expected, Golden, Point};
 use crate::harness::pocketbase::{PocketBase, SUPERUSER};
@@ -129,17 +127,7 @@ daily = 1
         let secrets = self.secrets();
         let lookup = move |name: &str| secrets.get(name).cloned();
         let policy = lifeboat::policy::load(&self.path("policy.toml"), &lookup).unwrap();
-        Session {
-            world: World::system(),
-            policy: Arc::new(policy),
-            lookup: Arc::new(lookup),
-            cancel: CancellationToken::new(),
-            progress: Arc::new(Silent),
-            identity_file: None,
-            any_environment: false,
-            versions: false,
-            store: None,
-        }
+        Session::new(World::system(), policy, Arc::new(lookup))
     }
 
     async fn answers(&self, source: &str) -> BTreeMap<String, String> {

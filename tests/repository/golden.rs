@@ -13,7 +13,6 @@ use lifeboat::error::{Kind, Result};
 use lifeboat::jobs::backup::{Engine, Taken};
 use lifeboat::jobs::{Session, prune, verify};
 use lifeboat::policy::RetentionRules;
-use lifeboat::progress::Silent;
 use lifeboat::repository::generation::{KeyRing, parse_identities};
 use lifeboat::repository::reader::OpenPoint;
 use lifeboat::repository::{Repository, Settings};
@@ -22,7 +21,6 @@ use lifeboat::source::{Cut, PointContent as _};
 use lifeboat::store::SharedStore;
 use lifeboat::store::directory::DirectoryStore;
 use lifeboat::types::{RunId, SourceName};
-use tokio_util::sync::CancellationToken;
 
 use crate::kept::{self, Copied, Golden, Point};
 use crate::world::{MapSource, Seeded, TestClock, policy};
@@ -69,15 +67,9 @@ impl Place {
             policy.sources.insert(name.parse().unwrap(), source);
         }
         let session = Session {
-            world,
-            policy: Arc::new(policy),
-            lookup: Arc::new(|_| None),
-            cancel: CancellationToken::new(),
-            progress: Arc::new(Silent),
             identity_file: Some(copied.identity()),
-            any_environment: false,
-            versions: false,
             store: Some(Arc::new(DirectoryStore::open(copied.repository())) as SharedStore),
+            ..Session::new(world, policy, Arc::new(|_| None))
         };
         Self {
             golden,

@@ -16,7 +16,6 @@ use lifeboat::policy::{
     CatchUp, EncryptionPolicy, Objective, PocketBasePlace, PocketBasePolicy, Policy, PrunePolicy,
     RepositoryPolicy, RetentionRules, SourceKind, SourcePolicy, StoreUrl, VerifyPolicy,
 };
-use lifeboat::progress::Silent;
 use lifeboat::repository::generation::{KeyRing, parse_identities};
 use lifeboat::repository::reader::OpenPoint;
 use lifeboat::repository::{Repository, Settings};
@@ -27,7 +26,6 @@ use lifeboat::source::{
 use lifeboat::store::SharedStore;
 use lifeboat::types::{RunId, SourceName, UnitName};
 use tokio::io::AsyncRead;
-use tokio_util::sync::CancellationToken;
 
 /// A clock that stands until it is moved.
 #[derive(Debug)]
@@ -261,15 +259,8 @@ impl Fixture {
         let policy = policy(directory.path(), &source, recipient);
         let store = store(&world);
         let session = Session {
-            world,
-            policy: Arc::new(policy),
-            lookup: Arc::new(|_| None),
-            cancel: CancellationToken::new(),
-            progress: Arc::new(Silent),
-            identity_file: None,
-            any_environment: false,
-            versions: false,
             store: Some(store),
+            ..Session::new(world, policy, Arc::new(|_| None))
         };
         session.init().await.unwrap();
         Self {

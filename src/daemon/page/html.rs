@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use bytesize::ByteSize;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::picture;
 use super::view::{DAYS, Line, Overview, ROWS, SourceView, clock, span};
 use crate::state::ledger::{Outcome, SlotRecord};
+use crate::types::{rfc3339, size};
 
 /// Its style, which the policy of the page's content names by its digest.
 pub const STYLE: &str = include_str!("style.css");
@@ -147,15 +147,6 @@ fn age(line: &Line) -> Markup {
     }
 }
 
-fn size(bytes: u64) -> String {
-    ByteSize(bytes).display().iec().to_string()
-}
-
-/// An instant as `--at` takes it, to the last digit.
-fn exact(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
-}
-
 /// The page of a source. `seal`: what its button sends along; none: there is no button.
 pub fn source(view: &SourceView, seal: Option<&str>, asked: bool) -> String {
     let line = &view.line;
@@ -218,7 +209,7 @@ fn points(view: &SourceView) -> Markup {
                         @match picture::state(point) {
                             "expiring" => { "first " code { "backup prune --undo " (point.run) } },
                             "damaged" => { "not whole: " code { "backup list " (point.run) } " says why" },
-                            _ => code { "backup restore " (view.line.name) " --at " (exact(point.at)) " --to TARGET" },
+                            _ => code { "backup restore " (view.line.name) " --at " (rfc3339(point.at)) " --to TARGET" },
                         }
                     }
                 }
@@ -317,7 +308,7 @@ pub fn slot(about: &About<'_>, record: &SlotRecord) -> String {
             }
         }
         @if bad {
-            p { "The log has more: look for the slot " code { (exact(record.slot)) } "." }
+            p { "The log has more: look for the slot " code { (rfc3339(record.slot)) } "." }
         }
         p { a href=(about.base) { "All slots of " (about.key) } }
     };

@@ -22,7 +22,7 @@ use crate::policy::{PocketBasePlace, SourceKind, SourcePolicy};
 use crate::source::Source;
 use crate::source::pocketbase::PocketBaseSource;
 use crate::source::postgres::PostgresSource;
-use crate::types::SourceName;
+use crate::types::{SourceName, rfc3339};
 
 pub use engine::{Engine, Taken};
 
@@ -51,7 +51,7 @@ pub async fn run_one(session: &Session, name: &SourceName, slot: Option<DateTime
     let span = tracing::error_span!(
         "run",
         source = %name,
-        slot = slot.map(|slot| slot.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)),
+        slot = slot.map(rfc3339),
         run = tracing::field::Empty
     );
     Box::pin(told(session, name, slot)).instrument(span).await

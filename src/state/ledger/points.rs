@@ -62,6 +62,8 @@ pub type Standing = (Option<DateTime<Utc>>, bool);
 /// What a look into the repository found of a source.
 #[derive(Clone, Debug, Default)]
 pub struct Looked {
+    /// Where that repository is.
+    pub place: String,
     /// Points that were not known.
     pub new: Vec<PointRecord>,
     /// All that there are. `None`: only [`Self::new`] was looked at.
@@ -87,17 +89,11 @@ impl Ledger {
         read().map_err(|e| self.failed(e))
     }
 
-    /// Writes down what a look into the repository at a place found.
+    /// Writes down what a look into the repository found.
     ///
     /// # Errors
     /// The database; nothing is changed then.
-    pub fn looked(
-        &mut self,
-        source: &SourceName,
-        place: &str,
-        found: &Looked,
-        now: DateTime<Utc>,
-    ) -> Result<()> {
+    pub fn looked(&mut self, source: &SourceName, found: &Looked, now: DateTime<Utc>) -> Result<()> {
         let path = self.path.clone();
         let failed = |e| super::cannot(&path, e);
         let change = self.db.transaction().map_err(failed)?;
@@ -141,7 +137,7 @@ impl Ledger {
             change.execute(
                 "INSERT INTO looked VALUES (?1, ?2, ?2, ?3) ON CONFLICT (source) DO UPDATE SET
                      first = CASE place WHEN ?3 THEN first ELSE ?2 END, at = ?2, place = ?3",
-                params![source.as_str(), now.timestamp_millis(), place],
+                params![source.as_str(), now.timestamp_millis(), found.place],
             )?;
             Ok(())
         };
@@ -293,10 +289,11 @@ mod tests {
         new[2].partial = true;
         let all = new.iter().map(|p| (p.run, (None, false))).collect();
         let found = Looked {
+            place: "here".into(),
             new: new.clone(),
             all: Some(all),
         };
-        ledger.looked(&app, "here", &found, at(9)).unwrap();
+        ledger.looked(&app, &found, at(9)).unwrap();
         let told = ledger.points_summary(&app, "here", "me").unwrap();
         // The first one of the other is older than what this directory wrote; a cut counts, its writer writes.
         let wanted = PointsSummary {
@@ -320,10 +317,11 @@ mod tests {
             (new[4].run, (None, true)),
         ];
         let found = Looked {
+            place: "here".into(),
             new: Vec::new(),
             all: Some(all.into()),
         };
-        ledger.looked(&app, "here", &found, at(10)).unwrap();
+        ledger.looked(&app, &found, at(10)).unwrap();
         let told = ledger.points_summary(&app, "here", "me").unwrap();
         assert_eq!(
             (told.points, told.damaged, told.oldest, told.newest),
@@ -341,10 +339,11 @@ mod tests {
         );
         // One point alone leaves the others as they are.
         let found = Looked {
+            place: "here".into(),
             new: vec![record(7, "me")],
             all: None,
         };
-        ledger.looked(&app, "here", &found, at(11)).unwrap();
+        ledger.looked(&app, &found, at(11)).unwrap();
         let told = ledger.points_summary(&app, "here", "me").unwrap();
         assert_eq!(
             (told.points, told.newest, told.looked),

@@ -8,7 +8,6 @@ use lifeboat::clock::{NoCrash, World};
 use lifeboat::jobs::backup::Engine;
 use lifeboat::jobs::{Session, hold, prune, verify};
 use lifeboat::policy::RetentionRules;
-use lifeboat::progress::Silent;
 use lifeboat::repository::generation::{KeyRing, parse_identities};
 use lifeboat::repository::reader::OpenPoint;
 use lifeboat::repository::{Repository, Settings, layout};
@@ -17,7 +16,6 @@ use lifeboat::source::{Cut, PointContent as _};
 use lifeboat::store::retry::{Retry, RetryPolicy};
 use lifeboat::store::{SharedStore, Store};
 use lifeboat::types::{RunId, SourceName};
-use tokio_util::sync::CancellationToken;
 
 use super::Rng;
 use super::model::Content;
@@ -98,15 +96,9 @@ impl Host {
         };
         let store = Retry::with_policy(store, &self.world, policy);
         Session {
-            world: self.world.clone(),
-            policy: Arc::new(self.policy.clone()),
-            lookup: Arc::new(|_| None),
-            cancel: CancellationToken::new(),
-            progress: Arc::new(Silent),
-            identity_file: None,
-            any_environment: false,
             versions: self.versions,
             store: Some(Arc::new(store)),
+            ..Session::new(self.world.clone(), self.policy.clone(), Arc::new(|_| None))
         }
     }
 

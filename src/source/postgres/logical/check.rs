@@ -6,7 +6,7 @@ use crate::secret::SecretText;
 use crate::source::postgres::client::{self, LARGE_OBJECT_HINT};
 use crate::source::postgres::connect::{Address, Session, value};
 use crate::source::{Finding, Level};
-use bytesize::ByteSize;
+use crate::types::size;
 
 fn failed(name: &str, error: &Error) -> Finding {
     Finding {
@@ -54,7 +54,7 @@ async fn look(
         .map_err(at("databases"))?;
     let names: Vec<String> = listed.iter().map(|l| format!("{:?}", l.database.name)).collect();
     let bytes: i64 = listed.iter().filter_map(|l| l.size).sum();
-    let size = ByteSize(u64::try_from(bytes).unwrap_or_default()).display().iec();
+    let size = size(u64::try_from(bytes).unwrap_or_default());
     let many = if names.len() > 20 {
         format!(", … ({} in all)", names.len())
     } else {
