@@ -523,6 +523,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_damaged_behind_its_head_is_put_aside_too() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join(FILE);
+        let (mut ledger, _) = Ledger::open(state.path()).unwrap();
+        for minute in 0..300 {
+            ledger
+                .settle("run app", at(minute), &[], Some(at(minute)), at(minute))
+                .unwrap();
+        }
+        drop(ledger);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[3 * 4096..4 * 4096].fill(0x5A);
+        std::fs::write(&path, bytes).unwrap();
+        let (ledger, rebuilt) = Ledger::open(state.path()).unwrap();
+        assert!(rebuilt && ledger.settled("run app").unwrap().is_none());
+    }
+
+    #[test]
     fn a_damaged_one_is_put_aside_and_a_newer_one_left_alone() {
         let state = tempfile::tempdir().unwrap();
         let path = state.path().join(FILE);

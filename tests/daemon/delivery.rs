@@ -204,3 +204,56 @@ async fn notices_arrive_in_the_order_of_what_happened_and_none_starves_another()
     assert_eq!(recovery["recovered"], "failure");
     port.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_ends_a_missed_objective_is_a_success() {
+    // A point an hour, and an objective of half one: missed before each, and met by each.
+    let mut port = Port::new(251, "0 * * * *", "objective = { rpo = \"30m\" }");
+    let (ping, place) = (Place::new(), Place::new());
+    let keys = format!(
+        "ping = {}\nwebhook = {}",
+        secret(&port, "ping", &format!("{}/beat", ping.address)),
+        secret(&port, "webhook", &place.address)
+    );
+    tell(&port, &keys);
+    port.start();
+    port.rest().await;
+    hours(&mut port, 1).await;
+    port.advance(TimeDelta::minutes(45)).await;
+    port.until(all_told).await;
+    assert_eq!(place.events().last().map(String::as_str), Some("objective"));
+    port.advance(TimeDelta::minutes(15)).await;
+    port.until(all_told).await;
+    let last = ping.taken().pop().unwrap().0;
+    assert!(last.starts_with("/beat?rid="), "{last}");
+    assert_eq!(place.events().last().map(String::as_str), Some("recovery"));
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_owed_first_is_delivered_first_though_it_has_to_wait() {
+    let mut port = Port::new(254, "* * * * *", "");
+    let place = Place::new();
+    tell(
+        &port,
+        &format!("webhook = {}", secret(&port, "webhook", &place.address)),
+    );
+    port.start();
+    port.rest().await;
+    port.advance(TimeDelta::minutes(1)).await;
+    place.status.store(503, Ordering::SeqCst);
+    std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
+    for _ in 0..6 {
+        port.advance(TimeDelta::minutes(1)).await;
+        port.until(|shown| shown.owed == 1).await;
+    }
+    // By now the failure is tried every few minutes only; the recovery comes in between.
+    std::fs::rename(port.site.path("away"), port.site.path("repository")).unwrap();
+    place.status.store(200, Ordering::SeqCst);
+    for _ in 0..9 {
+        port.advance(TimeDelta::minutes(1)).await;
+    }
+    port.until(all_told).await;
+    assert_eq!(place.events(), ["failure", "recovery"]);
+    port.stop().await;
+}

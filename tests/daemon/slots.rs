@@ -423,3 +423,77 @@ async fn a_source_between_its_tries_keeps_no_place_and_says_what_is_wrong() {
     }
     port.stop().await;
 }
+
+/// Locks the daemon's memory when a run is about to be committed, until it is told to let go.
+#[derive(Debug)]
+struct Locks {
+    path: std::path::PathBuf,
+    held: std::sync::Mutex<Option<rusqlite::Connection>>,
+    once: std::sync::atomic::AtomicBool,
+}
+
+impl lifeboat::clock::CrashPoints for Locks {
+    fn reach(&self, name: &'static str) -> lifeboat::error::Result<()> {
+        if name == "after the commit was put" && !self.once.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            let db = rusqlite::Connection::open(&self.path).unwrap();
+            db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+            db.execute_batch("BEGIN IMMEDIATE").unwrap();
+            *self.held.lock().unwrap() = Some(db);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_can_not_be_written_down_is_written_down_later() {
+    let mut port = Port::new(252, "0 * * * *", "");
+    let locks = Arc::new(Locks {
+        path: port.site.path("state/daemon.db"),
+        held: std::sync::Mutex::default(),
+        once: std::sync::atomic::AtomicBool::default(),
+    });
+    port.crash = locks.clone();
+    port.start();
+    port.rest().await;
+    port.clock.advance(TimeDelta::hours(1));
+    let committed = || {
+        harness::poll(std::time::Duration::from_secs(20), || {
+            (!port.slots().is_empty()).then_some(())
+        })
+    };
+    assert!(tokio::task::block_in_place(committed).is_some());
+    // The run ends, and nobody can write that down: the loop goes on all the same.
+    for _ in 0..30 {
+        let shown = port.until(|_| true).await;
+        assert_eq!(shown.tasks[0].totals.done, 0);
+    }
+    drop(locks.held.lock().unwrap().take());
+    port.clock.advance(TimeDelta::seconds(10));
+    port.until(|shown| shown.tasks[0].totals.done == 1 && shown.tasks[0].running.is_none())
+        .await;
+    port.advance(TimeDelta::hours(1)).await;
+    assert_eq!(port.slots().len(), 2);
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_repository_has_points_of_its_own() {
+    let mut port = Port::new(253, "0 * * * *", "");
+    port.start();
+    port.rest().await;
+    let shown = port.advance(TimeDelta::hours(1)).await;
+    assert_eq!(shown.sources[0].points.points, 1);
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    let other = policy.replace("/repository\"", "/second\"");
+    assert_ne!(policy, other);
+    harness::write_file(port.site.dir.path(), "policy.toml", &other);
+    port.site.json(&["init"]);
+    port.ask_to_reload();
+    port.until(|shown| shown.reload.is_some_and(|(_, taken)| taken))
+        .await;
+    let shown = port.rest().await;
+    let points = shown.sources[0].points;
+    assert_eq!((points.points, points.newest), (0, None));
+    assert!(points.looked.is_some(), "it was asked");
+    port.stop().await;
+}

@@ -520,6 +520,36 @@ mod tests {
     }
 
     #[test]
+    fn a_point_in_the_future_is_a_problem_and_not_a_loss_of_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(state.path()).unwrap();
+        let now = at("2026-11-26T12:00:00Z");
+        let source = |newest: &str| ShownSource {
+            name: "app".parse().unwrap(),
+            kind: "pocketbase",
+            objective: Some(Duration::from_secs(3600)),
+            points: crate::state::ledger::points::PointsSummary {
+                points: 1,
+                newest: Some(at(newest)),
+                looked: Some(now),
+                ..Default::default()
+            },
+            looking: false,
+        };
+        let problems = |newest| {
+            line(&Shown::default(), &source(newest), &ledger, now)
+                .unwrap()
+                .problems
+        };
+        assert!(problems("2026-11-26T11:50:00Z").is_empty());
+        assert!(
+            problems("2026-11-26T12:01:00Z").is_empty(),
+            "clocks differ a little"
+        );
+        assert!(problems("2026-11-28T12:00:00Z")[0].contains("in the future"));
+    }
+
+    #[test]
     fn spans_have_two_units_at_most() {
         let of = |s| span(Duration::from_secs(s));
         let told = [
