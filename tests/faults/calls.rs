@@ -297,6 +297,36 @@ fn a_run_survives_every_call_that_fails() {
     runs(Sweep::Whole);
 }
 
+/// A point without them would be shown, and found to be less when it is needed.
+#[test]
+fn what_can_not_be_looked_at_is_not_left_out() {
+    let mut site = Site::new(16);
+    site.large = false;
+    site.json(&["run"]);
+    site.record("the first run");
+    for name in [
+        "auxiliary.db",
+        "data.db-shm",
+        "data.db-wal",
+        "data.db-journal",
+        "storage",
+    ] {
+        site.change();
+        let path = site.source().join(name);
+        let path = path.to_str().unwrap();
+        let inject = "inject=stat,statx,newfstatat,access:error=EIO";
+        let trace = "trace=stat,statx,newfstatat,access";
+        let (said, lines) = traced(&site, &["run"], &["-P", path, "-e", trace, "-e", inject]);
+        assert!(lines.contains("(INJECTED)"), "{name} is not looked at: {lines}");
+        assert_eq!(said.code, 1, "{name}: {said}");
+        assert!(said.stderr.contains("Input/output error"), "{name}: {said}");
+        assert_eq!(site.record(name), 0, "{name}: a point without it");
+        site.json(&["run"]);
+        assert_eq!(site.record(name), 1);
+    }
+    site.all_restore("the end");
+}
+
 fn first_runs(extent: Sweep) {
     let mut site = Site::new(12);
     site.large = false;

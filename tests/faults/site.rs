@@ -290,6 +290,8 @@ daily = 1
     #[track_caller]
     pub fn restores(&self, run: &str, after: &str) {
         let to = self.path("restored");
+        // What an earlier one left, that was not what it should be.
+        let _ = std::fs::remove_dir_all(&to);
         let command = ["restore", "app", "--at-point", run, "--to", to.to_str().unwrap()];
         let said = harness::run(self.backup(&["--json"]).args(command));
         assert_eq!(said.code, 0, "{after}: {run} does not restore: {said}");

@@ -50,10 +50,10 @@ pub fn copy_database(world: &World, cancel: &CancellationToken, path: &Path, to:
     let mut why = "";
     for _ in 0..ATTEMPTS {
         world.crash.reach("before a database is copied")?;
-        let result = if beside(path, "-shm").exists() {
-            copy_live(cancel, path, to)
-        } else {
-            copy_resting(cancel, path, to)
+        let result = match beside(path, "-shm").try_exists() {
+            Ok(true) => copy_live(cancel, path, to),
+            Ok(false) => copy_resting(cancel, path, to),
+            Err(e) => Err(Stop::Io(e)),
         };
         match result {
             Ok(()) => return Ok(()),
@@ -105,13 +105,14 @@ fn create(path: &Path) -> std::io::Result<File> {
 
 /// Nobody has it open: the file and what its log holds, recovered in the copy.
 fn copy_resting(cancel: &CancellationToken, path: &Path, to: &Path) -> Result<(), Stop> {
-    let identity = |p: &Path| {
-        std::fs::metadata(p)
-            .map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
-            .ok()
+    // What can not be looked at is there: a log that is taken for none would lose its commits.
+    let identity = |p: &Path| match std::fs::metadata(p) {
+        Ok(m) => Ok(Some((m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     };
     let log = beside(path, "-wal");
-    let before = (identity(path), identity(&log));
+    let before = (identity(path)?, identity(&log)?);
     if let Some(problem) = not_wal(path)? {
         return Err(Stop::Io(std::io::Error::other(problem)));
     }
@@ -129,7 +130,7 @@ fn copy_resting(cancel: &CancellationToken, path: &Path, to: &Path) -> Result<()
             stop => stop,
         })?;
     }
-    if beside(path, "-shm").exists() || before != (identity(path), identity(&log)) {
+    if beside(path, "-shm").try_exists()? || before != (identity(path)?, identity(&log)?) {
         return Err(Stop::Changed("somebody opened it"));
     }
     let connection = Connection::open(to).map_err(sql)?;
@@ -157,12 +158,16 @@ pub fn not_wal(path: &Path) -> std::io::Result<Option<&'static str>> {
     }
     let mut header = [0; 20];
     file.read_exact_at(&mut header, 0)?;
-    let journal = std::fs::metadata(beside(path, "-journal"));
+    let journal = match std::fs::metadata(beside(path, "-journal")) {
+        Ok(metadata) => metadata.len() > 0,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(e),
+    };
     Ok(if !header.starts_with(b"SQLite format 3\0") {
         Some("it is no SQLite database")
     } else if header[18..] != [2, 2] {
         Some("it is in rollback mode, not in WAL mode")
-    } else if journal.is_ok_and(|m| m.len() > 0) {
+    } else if journal {
         Some("a rollback journal lies beside it")
     } else {
         None

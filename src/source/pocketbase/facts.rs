@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -121,11 +121,12 @@ pub fn files(path: &Path) -> Result<(Vec<String>, bool)> {
             of_column(&connection, path, &id, &name, column, &mut files)?;
         }
     }
-    let settings: Option<String> = connection
-        .query_row("SELECT value FROM _params WHERE id = 'settings'", [], |r| {
-            r.get(0)
-        })
-        .ok();
+    let settings: Option<String> = if there.iter().any(|t| t == "_params") {
+        let sql = "SELECT value FROM _params WHERE id = 'settings'";
+        failed(connection.query_row(sql, [], |r| r.get(0)).optional(), path)?
+    } else {
+        None
+    };
     let elsewhere = settings
         .and_then(|s| serde_json::from_str::<serde_json::Value>(&s).ok())
         .is_some_and(|s| s["s3"]["enabled"] == true);

@@ -172,12 +172,15 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
             &["data.db"]
         };
         let mut at = context.world.clock.now();
-        for name in names
-            .iter()
-            .filter(|n| **n == "data.db" || directory.join(n).exists())
-        {
+        for name in names {
+            let path = directory.join(name);
+            // One that can not be looked at is there, and is not left out in silence.
+            let there = path.try_exists();
+            if *name != "data.db" && !there.doing(|| format!("{} can not be read", path.display()))? {
+                continue;
+            }
             let copy = context.scratch.join(name);
-            copy_database(&context.world, &context.cancel, &directory.join(name), &copy)?;
+            copy_database(&context.world, &context.cancel, &path, &copy)?;
             at = context.world.clock.now();
             databases.insert(*name, copy);
         }

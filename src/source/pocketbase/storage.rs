@@ -59,7 +59,8 @@ impl Storage {
     /// # Errors
     /// A directory can not be read; the run was interrupted.
     pub fn list(&mut self, cancel: &CancellationToken, storage: &Path, stage: &Path) -> Result<()> {
-        if !storage.exists() {
+        let there = storage.try_exists();
+        if !there.doing(|| format!("{} can not be read", storage.display()))? {
             return Ok(());
         }
         make_dir(stage)?;
