@@ -2,6 +2,8 @@
 //! fill, signals reach it, and the store answers as stores do on bad days. What `list` shows restores, byte for byte.
 #![allow(clippy::unwrap_used)]
 
+#[path = "daemon/alerts.rs"]
+mod alerts;
 #[path = "faults/calls.rs"]
 mod calls;
 #[path = "daemon/clock.rs"]
@@ -15,6 +17,8 @@ mod harness;
 mod kill;
 #[path = "daemon/mail.rs"]
 mod mail;
+#[path = "daemon/memory.rs"]
+mod memory;
 #[path = "daemon/notices.rs"]
 mod notices;
 #[path = "daemon/page.rs"]
@@ -33,5 +37,9 @@ mod site;
 mod slots;
 #[path = "faults/store.rs"]
 mod store;
+#[path = "daemon/told.rs"]
+mod told;
+#[path = "daemon/week.rs"]
+mod week;
 #[path = "daemon/world.rs"]
 mod world;

@@ -17,6 +17,25 @@ macro_rules! when {
     };
 }
 
+/// What is below the help of `daemon`, and in its manual page.
+const DAEMON: &str = "Example:
+  backup daemon --policy /etc/lifeboat/policy.toml
+
+A slot begins at its time, once. One that was missed (the host was off, the daemon away) is made good by one run, unless
+catch_up = \"skip\" or it is older than max_age; what is passed over is written down with the reason. A try that fails is
+made again after 30 s and after 2 min; then the slot has failed, which [notify.NAME] is told of. The clock set back: what
+was run already is not run again, so nothing starts until the clock has caught up, an hour at most.
+
+SIGHUP reads the policy anew, and keeps the old one when the new one is bad (log, metric and page say so); state.dir and
+http.* need a restart. SIGTERM ends it in good order: runs under way have 20 s to end; what is cut off is run again by the
+next start. A second daemon with the same state directory is refused with exit code 11.
+
+Over HTTP, on http.listen (127.0.0.1:9184), /healthz and /readyz need no token; /metrics and the pages need http.token, as
+bearer or as a password. What it remembers is in daemon.db in the state directory. Lost or damaged, it is put aside and
+rebuilt from the repository; that costs a run too many at most.
+
+Files: policies/example.toml has every key; packaging/ has units, rules for alerts, containers.";
+
 /// Told below `backup --help`: the exit codes and our environment variables, each once.
 const AFTER_HELP: &str = concat!(
     "\
@@ -120,7 +139,7 @@ pub enum Command {
     Run(RunArgs),
     /// Run what has a schedule, until it is told to stop
     #[command(
-        after_help = "Example:\n  backup daemon --policy /etc/lifeboat/policy.toml\n\nSIGHUP reads the policy anew, and keeps the old one when the new one is bad. SIGTERM ends it in good order."
+        after_help = DAEMON
     )]
     Daemon,
     /// Show recovery points and recovery windows, or all of one run

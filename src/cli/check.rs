@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::jobs;
 use crate::jobs::report::CheckReport;
 use crate::source::{Finding, Level};
+use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
 /// Tries everything; exit 1 when a run would fail, 2 when policy or secrets are the cause.
@@ -36,10 +37,11 @@ fn text(report: &CheckReport, zone: Tz, directory: bool) -> String {
         if source.next_runs.is_empty() {
             out += "  no next run: by hand only\n";
         }
-        for (n, at) in source.next_runs.iter().enumerate() {
-            let head = if n == 0 { "next runs" } else { "         " };
-            out += &format!("  {head}  {}\n", load::echo(*at, zone));
-        }
+        out += &next_runs(&source.next_runs, zone);
+    }
+    for task in &report.tasks {
+        out += &format!("\n{}\n", task.task);
+        out += &next_runs(&task.next_runs, zone);
     }
     let all = || {
         report
@@ -55,6 +57,15 @@ fn text(report: &CheckReport, zone: Tz, directory: bool) -> String {
         count(Level::Warning),
         count(Level::Error)
     );
+    out
+}
+
+fn next_runs(next: &[DateTime<Utc>], zone: Tz) -> String {
+    let mut out = String::new();
+    for (n, at) in next.iter().enumerate() {
+        let head = if n == 0 { "next runs" } else { "         " };
+        out += &format!("  {head}  {}\n", load::echo(*at, zone));
+    }
     out
 }
 

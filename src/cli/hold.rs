@@ -11,6 +11,7 @@ use crate::jobs::session::Lookup;
 /// Adds, ends or shows holds.
 pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8> {
     let session = surroundings.session()?;
+    let changes = !matches!(action, HoldAction::List { .. });
     let report = match action {
         HoldAction::Add { run, why } => {
             if why.trim().is_empty() {
@@ -29,6 +30,9 @@ pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8>
             surroundings.reading(jobs::hold::of_point(&session, run)).await?
         }
     };
+    if changes {
+        surroundings.touch(&session);
+    }
     surroundings.printer.result(&report, || match report.removed {
         Some(run) => format!("{run} is held no more; the rest:\n{}", text(&report)),
         None => text(&report),

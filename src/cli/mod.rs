@@ -90,6 +90,13 @@ impl Surroundings {
         };
         Ok(self.session_with(policy, extra))
     }
+    /// Tells the daemon of this state directory, if there is one, that what it knows of points may be old.
+    fn touch(&self, session: &Session) {
+        if let Err(e) = crate::state::touch(&session.policy.state_dir) {
+            // It looks by itself within the hour.
+            tracing::debug!(error = %e.chain(), "the daemon is not told");
+        }
+    }
     fn session_with(&self, policy: Policy, extra: Extra) -> Session {
         Session {
             cancel: self.cancel.clone(),

@@ -12,11 +12,15 @@ pub async fn prune(surroundings: &Surroundings, args: &PruneArgs) -> Result<u8> 
     let session = surroundings.session()?;
     if let Some(run) = args.undo {
         let back = jobs::prune::undo(&session, run).await?;
+        surroundings.touch(&session);
         surroundings.printer.result(&back, || undone(&back))?;
         return Ok(0);
     }
     let report = jobs::prune::prune(&session, args.dry_run).await?;
     surroundings.printer.bars().finish();
+    if !args.dry_run {
+        surroundings.touch(&session);
+    }
     for warning in &report.warnings {
         surroundings.printer.warning(warning);
     }

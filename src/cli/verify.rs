@@ -21,6 +21,7 @@ pub async fn verify(surroundings: &Surroundings, args: VerifyArgs) -> Result<u8>
         ))
         .await?;
     surroundings.printer.bars().finish();
+    surroundings.touch(&session);
     surroundings
         .printer
         .result(&report, || text(&report, sample, args.content))?;

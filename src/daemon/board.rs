@@ -1,5 +1,6 @@
 //! Every task with what is known of it: what the daemon decides with, and what it shows.
 
+mod memory;
 mod told;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ use crate::types::SourceName;
 
 /// When something that failed and is none of a run's business is tried again: the ledger, the repository at the start.
 pub(super) const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
+/// When a ledger that could not be written is tried again.
+const LOCKED_AGAIN: Duration = Duration::from_secs(1);
 /// How often objectives and notices are looked at.
 const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
 /// Tasks for which the repository is asked at once.
@@ -50,14 +53,16 @@ pub struct Board {
     /// The clock at the last turn: a step back makes everything be looked at.
     last: Option<DateTime<Utc>>,
     policy: Arc<Policy>,
-    /// Notices that are being delivered, and to where: one after the other to each place, in the order of what happened.
-    delivering: BTreeMap<i64, (String, String)>,
+    /// Notices that are being delivered, by their number: one after the other to each place, in the order of what happened.
+    delivering: BTreeMap<i64, Owed>,
     /// When objectives and notices are looked at again.
     look_around: DateTime<Utc>,
     shown: Shown,
     changed: bool,
     /// What ended and could not be written down yet.
     unwritten: Vec<(Task, DateTime<Utc>, Ended)>,
+    /// Since when the ledger can not be written: that is told once in a while, and nothing is begun.
+    locked: Option<DateTime<Utc>>,
     /// The daemon was told to stop.
     pub stopping: bool,
 }
@@ -79,6 +84,7 @@ impl Board {
             shown: Shown::default(),
             changed: true,
             unwritten: Vec::new(),
+            locked: None,
             stopping: false,
         };
         board.take(policy, now)?;
@@ -142,7 +148,13 @@ impl Board {
     /// Looks at everything whose time has come; gives what is to be done.
     pub fn turn(&mut self, now: DateTime<Utc>, concurrency: u32) -> Vec<Step> {
         let stepped_back = self.last.is_some_and(|last| now < last - TimeDelta::seconds(2));
+        if let Some(last) = self.last.filter(|_| stepped_back) {
+            tracing::warn!(by_seconds = (last - now).num_seconds(), "the clock was set back");
+        }
         self.last = Some(now);
+        if !self.writable(now) {
+            return Vec::new();
+        }
         for (task, slot, ended) in std::mem::take(&mut self.unwritten) {
             self.ended(&task, slot, ended, now);
         }
@@ -187,6 +199,8 @@ impl Board {
         steps.extend(self.points.steps(&self.ledger, now, free));
         if stepped_back || self.look_around <= now {
             self.look_around = now + LOOK_AROUND;
+            self.clock_set_back(now);
+            self.points.watch(&self.policy);
             self.objectives(now);
             // When the next slot is, a clock that was set back tells anew.
             self.changed |= stepped_back;
@@ -261,16 +275,25 @@ impl Board {
         let written = resolved.and_then(|resolved| {
             let key = task.key();
             self.ledger.settle(&key, resolved.settled, &[], None, now)?;
+            let mut asked = None;
             for (slot, ended) in resolved.ended {
+                if ended.outcome == Outcome::Interrupted && entry.timetable.was_asked_for(slot, now) {
+                    asked = asked.max(Some(slot));
+                }
                 tracing::warn!(task = key, slot = %slot, outcome = ended.outcome.name(), "a slot was cut off when the daemon ended");
                 self.ledger
                     .end(&key, slot, ended.outcome, ended.run, ended.error.as_deref(), now)?;
             }
-            Ok(resolved.settled)
+            // No schedule names a slot that somebody asked for: it is run again unless a later one makes it good.
+            if let Some(slot) = asked.filter(|slot| entry.timetable.pending(*slot, now).0.is_none()) {
+                self.ledger.settle(&key, slot, &[], Some(slot), now)?;
+                return Ok((slot, Phase::Waiting(slot)));
+            }
+            Ok((resolved.settled, Phase::Idle))
         });
         let failed = match written {
-            Ok(settled) => {
-                (entry.settled, entry.phase, entry.look) = (settled, Phase::Idle, Some(now));
+            Ok((settled, phase)) => {
+                (entry.settled, entry.phase, entry.look) = (settled, phase, Some(now));
                 None
             }
             Err(e) => {
@@ -300,6 +323,12 @@ impl Board {
             (entry.error, entry.shown) = (ended.error, None);
             return;
         }
+        let asked = |e: &Entry| e.timetable.was_asked_for(slot, now);
+        if self.stopping && ended.outcome == Outcome::Interrupted && self.entries.get(task).is_some_and(asked)
+        {
+            // It stays under way in the ledger: see `cut_off`.
+            return;
+        }
         if let Err(e) = self.ledger.end(
             &task.key(),
             slot,
@@ -327,10 +356,9 @@ impl Board {
             (entry.phase, entry.look, entry.shown) = (Phase::Idle, Some(now), None);
             (entry.tries, entry.began, entry.error) = (0, None, None);
         }
-        match (task, ended.run) {
-            (Task::Run(source), Some(run)) => self.points.made(source, run),
-            (Task::Run(_), None) => {}
-            (Task::Prune | Task::Verify, _) => self.points.changed(),
+        match task {
+            Task::Run(source) => self.points.ended(&self.policy, source, ended.run),
+            Task::Prune | Task::Verify => self.points.changed(),
         }
         self.drop_gone();
     }
@@ -377,10 +405,13 @@ impl Board {
         self.entries.retain(|_, entry| !entry.gone || busy(entry));
     }
 
-    /// The daemon ends: slots that only waited are open again. Those that are still under way stay so in the ledger.
+    /// The daemon ends: slots that only waited are open again. Those that are still under way stay so in the ledger, and
+    /// those that somebody asked for, which no schedule names: the next start looks them up.
     pub fn cut_off(&mut self, now: DateTime<Utc>) {
         for (task, entry) in &self.entries {
-            if let Phase::Waiting(slot) | Phase::Resting(slot, _) = entry.phase {
+            if let Phase::Waiting(slot) | Phase::Resting(slot, _) = entry.phase
+                && !entry.timetable.was_asked_for(slot, now)
+            {
                 let key = task.key();
                 let done = self
                     .ledger
@@ -402,6 +433,10 @@ impl Board {
 
     /// How long nothing is due.
     pub fn wait(&self, now: DateTime<Utc>) -> Duration {
+        // Nothing is decided then, and what is due stays due.
+        if self.locked.is_some() {
+            return LOCKED_AGAIN;
+        }
         // While as many ask as may, the others wait for one of them to end.
         let may_ask = self.asking() < ASKED_AT_ONCE;
         let next = self.entries.values().filter_map(|entry| match entry.phase {

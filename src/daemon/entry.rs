@@ -53,7 +53,7 @@ impl Entry {
     pub(super) fn show(&self, task: &Task, ledger: &Ledger, now: DateTime<Utc>) -> ShownTask {
         let key = task.key();
         ShownTask {
-            next: self.timetable.next_starts(now, 1).first().copied(),
+            next: self.timetable.next_start(self.settled, now),
             running: match self.phase {
                 Phase::Running(slot) => Some(slot),
                 _ => None,

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine as _;
 use bytes::Bytes;
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta};
 use sha2::Digest as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -38,6 +38,8 @@ const END: Duration = Duration::from_secs(2);
 
 /// Bodies are longer than this only by mistake or malice.
 const BODY_MAX: usize = 4096;
+/// For so long a page says that a run was asked for.
+const ASKED_SHOWN: TimeDelta = TimeDelta::minutes(1);
 /// Pages that are made at once.
 const PAGES_AT_ONCE: usize = 4;
 
@@ -287,7 +289,12 @@ async fn source(
 ) -> Response {
     page(seen, headers, move |seen, shown, ledger| {
         let view = view::source(shown, ledger, &name, seen.world.clock.now())?;
-        let asked = query.as_deref() == Some("asked");
+        // The address may be kept: what it says holds for a moment.
+        let asked = query
+            .as_deref()
+            .and_then(|query| query.strip_prefix("asked=")?.parse().ok())
+            .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
+            .is_some_and(|at| (at..at + ASKED_SHOWN).contains(&seen.world.clock.now()));
         Ok(view.map(|view| {
             let seal = seen.seal(&name).filter(|_| view.line.scheduled);
             html::source(&view, seal.as_deref(), asked)
@@ -386,7 +393,8 @@ async fn run_now(
     let sent = seen.ask.send(Asked { source, taken }).await;
     match (sent, answer.await) {
         (Ok(()), Ok(true)) => {
-            let to = [(header::LOCATION, format!("/sources/{name}?asked"))];
+            let now = seen.world.clock.now().timestamp();
+            let to = [(header::LOCATION, format!("/sources/{name}?asked={now}"))];
             (StatusCode::SEE_OTHER, to, "it begins when its turn comes\n").into_response()
         }
         (Ok(()), Ok(false)) => {

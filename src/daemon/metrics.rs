@@ -113,6 +113,12 @@ pub fn exposition(shown: &Shown) -> String {
         vec![(String::new(), f64::from(shown.owed))],
     );
     points(&mut family, &shown.sources);
+    family(
+        "held_until_timestamp_seconds",
+        "gauge",
+        "The clock was set back, and nothing starts before this; 0 when it was not.",
+        vec![(String::new(), seconds(shown.held_until).unwrap_or(0.0))],
+    );
     let taken = shown.reload.is_none_or(|(_, taken)| taken);
     family(
         "config_reload_success",
@@ -279,6 +285,7 @@ mod tests {
             ],
             tasks: vec![task("run app", at("2026-11-26T09:00:02Z")), task("run new", None)],
             reload: Some(("2026-11-26T08:00:00Z".parse().unwrap(), true)),
+            held_until: at("2026-11-26T10:20:00Z"),
             owed: 4,
             turned: Some(Duration::from_secs(1)),
             stopping: false,
@@ -303,6 +310,7 @@ mod tests {
             "lifeboat_waiting{task=\"run app\"} 0",
             "lifeboat_trouble_since_timestamp_seconds{task=\"run app\"} 1795683600",
             "lifeboat_notices_owed 4",
+            "lifeboat_held_until_timestamp_seconds 1795688400",
             "lifeboat_config_reload_success 1",
             "# TYPE lifeboat_run_duration_seconds histogram",
             "lifeboat_run_duration_seconds_bucket{task=\"run app\",le=\"1\"} 0",

@@ -11,13 +11,13 @@ use super::board::Step;
 use crate::error::{Kind, Result};
 use crate::jobs::Session;
 use crate::jobs::session::Role;
-use crate::jobs::status;
+use crate::jobs::{last, status};
 use crate::policy::Policy;
 use crate::repository::catalog::READS_AT_ONCE;
 use crate::repository::documents::Commit;
 use crate::repository::{Repository, layout};
-use crate::state::ledger::Ledger;
 use crate::state::ledger::points::{Looked, PointRecord, PointsSummary};
+use crate::state::{self, ledger::Ledger};
 use crate::types::{RunId, SourceName};
 
 /// How often the repository is asked for all points of a source: others may prune, verify and write.
@@ -48,6 +48,8 @@ struct Entry {
     looking: bool,
     /// Made just now, to be read.
     new: Option<RunId>,
+    /// When a run of this state directory ended last, as far as was looked.
+    ended: Option<DateTime<Utc>>,
     shown: PointsSummary,
 }
 
@@ -58,6 +60,8 @@ pub struct Points {
     writer: String,
     /// Where the repository is.
     place: String,
+    /// When somebody pruned, held or verified last, as far as was looked.
+    touched: Option<DateTime<Utc>>,
 }
 
 impl Points {
@@ -67,6 +71,7 @@ impl Points {
             sources: BTreeMap::new(),
             writer,
             place: String::new(),
+            touched: None,
         }
     }
 
@@ -90,6 +95,7 @@ impl Points {
                     look: shown.looked.map_or(DateTime::UNIX_EPOCH, |at| at + LOOK_EVERY),
                     looking: false,
                     new: None,
+                    ended: shown.looked,
                     shown,
                 }
             });
@@ -137,10 +143,33 @@ impl Points {
             .min()
     }
 
-    /// A run made a point.
-    pub fn made(&mut self, source: &SourceName, run: RunId) {
+    /// A run of the daemon's ended; with a point, or without.
+    pub fn ended(&mut self, policy: &Policy, source: &SourceName, run: Option<RunId>) {
         if let Some(entry) = self.sources.get_mut(source) {
-            entry.new = Some(run);
+            entry.ended = last::runs(policy, source).written().max(entry.ended);
+            entry.new = run.or(entry.new);
+        }
+    }
+
+    /// Looks whether others who use this state directory made, expired or judged points.
+    pub fn watch(&mut self, policy: &Policy) {
+        for (name, entry) in &mut self.sources {
+            let ended = last::runs(policy, name).written();
+            if ended > entry.ended {
+                (entry.ended, entry.look) = (ended, DateTime::UNIX_EPOCH);
+            }
+        }
+        let touched = state::touched(&policy.state_dir);
+        if touched > self.touched {
+            self.touched = touched;
+            self.changed();
+        }
+    }
+
+    /// What was known of them was lost.
+    pub fn forgotten(&mut self) {
+        for entry in self.sources.values_mut() {
+            (entry.look, entry.shown) = (DateTime::UNIX_EPOCH, PointsSummary::default());
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Shown {
     pub sources: Vec<ShownSource>,
     /// How the last reload went, and when.
     pub reload: Option<(DateTime<Utc>, bool)>,
+    /// The clock was set back: nothing starts before this.
+    pub held_until: Option<DateTime<Utc>>,
     /// Notices that nobody took yet.
     pub owed: u32,
     /// When the loop turned last, since boot.
@@ -82,6 +84,12 @@ impl Shown {
         }
         if let Some((at, key)) = next {
             parts.push(format!("next: {key} at {}", at.format("%Y-%m-%d %H:%M:%SZ")));
+        }
+        if let Some(until) = self.held_until {
+            parts.push(format!(
+                "the clock was set back: nothing starts before {}",
+                until.format("%Y-%m-%d %H:%M:%SZ")
+            ));
         }
         if self.reload.is_some_and(|(_, taken)| !taken) {
             parts.push("the policy on disk is bad, an older one is in use".to_owned());

@@ -1,19 +1,15 @@
 //! What the daemon does on a schedule, and how one slot of it is carried out.
 
-use std::time::Duration;
-
 use chrono::{DateTime, TimeDelta, Utc};
-use chrono_tz::Tz;
 use tracing::Instrument as _;
 
 use crate::error::{Error, Kind, Result};
-use crate::jobs::report::RunResult;
+use crate::jobs::report::{RunResult, VerifyReport};
 use crate::jobs::session::Role;
 use crate::jobs::{self, Session};
 use crate::policy::Policy;
 use crate::repository::layout;
-use crate::schedule::Schedule;
-use crate::schedule::due::{Rules, Timetable};
+use crate::schedule::due::Timetable;
 use crate::state::ledger::{Outcome, SlotRecord};
 use crate::types::{RunId, SourceName, rfc3339};
 
@@ -54,31 +50,16 @@ impl Task {
                 tasks.push((Self::Run(name.clone()), timetable));
             }
         }
-        let own = [
-            (
-                Self::Prune,
-                policy.prune.as_ref().and_then(|p| p.schedule.as_ref()),
-            ),
-            (Self::Verify, policy.verify.schedule.as_ref()),
-        ];
-        for (task, text) in own {
-            if let Some(text) = text {
-                let rules = Rules {
-                    jitter: Duration::ZERO,
-                    catch_up: true,
-                    max_age: Duration::from_secs(24 * 3600),
-                    blackout: Vec::new(),
-                };
-                let timetable = timetable(&task, text, policy.timezone, rules)?;
-                tasks.push((task, timetable));
-            }
+        for (name, timetable) in jobs::timetable::of_tasks(policy) {
+            let task = if name == "prune" {
+                Self::Prune
+            } else {
+                Self::Verify
+            };
+            tasks.push((task, timetable));
         }
         Ok(tasks)
     }
-}
-
-fn timetable(task: &Task, text: &str, zone: Tz, rules: Rules) -> Result<Timetable> {
-    Ok(Timetable::new(&task.key(), Schedule::parse(text, zone)?, rules))
 }
 
 /// How a slot ended.
@@ -173,15 +154,33 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                     tracing::info!(objects = report.objects, bytes = report.bytes, "verified");
                     Ended::done(None)
                 }
-                Ok(report) => Ended::failed(format!(
-                    "{} objects are damaged and {} missing: `backup verify` names them",
-                    report.damaged.len(),
-                    report.missing.len()
-                )),
+                Ok(report) => Ended::failed(not_sound(&report)),
                 Err(e) => Ended::of(&e),
             }
         }
     }
+}
+
+/// What a verification found, in a sentence.
+fn not_sound(report: &VerifyReport) -> String {
+    /// As many are named.
+    const NAMED: usize = 3;
+    let all: Vec<&str> = report
+        .damaged
+        .iter()
+        .chain(&report.missing)
+        .map(|p| p.key.as_str())
+        .collect();
+    let more = match all.len() {
+        0..=NAMED => "",
+        _ => " … `backup verify` names them all",
+    };
+    format!(
+        "{} objects are damaged and {} missing: {}{more}",
+        report.damaged.len(),
+        report.missing.len(),
+        all[..all.len().min(NAMED)].join(", "),
+    )
 }
 
 /// One try of a slot. `since`: an earlier one began then, and may have been committed though it was told to have failed.

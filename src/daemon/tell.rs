@@ -115,6 +115,34 @@ pub fn looked_up(
     note(ledger, policy, &format!("lookup {key}"), &turn, notice, now)
 }
 
+/// The trouble of a clock that was set back.
+pub const CLOCK: &str = "clock";
+
+/// Whether nothing starts until an instant, since the clock was set back: slots up to there were run already.
+///
+/// # Errors
+/// The ledger.
+pub fn clock(
+    ledger: &mut Ledger,
+    policy: &Policy,
+    until: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    let turn = if until.is_some() { Turn::There } else { Turn::Gone };
+    let error = until.map(|until| {
+        format!(
+            "it was set back by {} min: what was run already is not run again, so nothing starts before {}",
+            (until - now).num_minutes(),
+            until.format("%Y-%m-%d %H:%M:%SZ")
+        )
+    });
+    let notice = Notice {
+        error,
+        ..about(policy, CLOCK, Event::Failure, now)
+    };
+    note(ledger, policy, CLOCK, &turn, notice, now)
+}
+
 /// Writes down a ping for every switch.
 fn ping(
     ledger: &mut Ledger,

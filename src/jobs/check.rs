@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::backup::open_source;
-use super::report::{CheckReport, CheckedSource};
+use super::report::{CheckReport, CheckedSource, CheckedTask};
 use super::session::Role;
 use super::timetable;
 use crate::error::{Error, Kind, Result};
@@ -12,6 +12,9 @@ use crate::source::{Finding, Level};
 use crate::state::StateDir;
 use crate::store::Abilities;
 use crate::types::SourceName;
+
+/// Slots of a source that are looked at for those which are never run.
+const SLOTS_LOOKED_AT: usize = 200;
 
 /// What is found, and whether policy or secrets are the cause of an error among it.
 #[derive(Default)]
@@ -54,6 +57,10 @@ pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
     let abilities = repository(session, &mut found).await;
     if notify {
         found.list.extend(super::notices::try_all(session).await);
+    } else {
+        let unusable = super::notices::unusable(session);
+        found.of_policy |= !unusable.is_empty();
+        found.list.extend(unusable);
     }
     let mut sources = Vec::new();
     let mut of_policy = found.of_policy;
@@ -72,6 +79,7 @@ pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
         findings: found.list,
         abilities,
         sources,
+        tasks: tasks(session),
         exit_code: match (errors, of_policy) {
             (false, _) => 0,
             // As every other command says of the same cause.
@@ -247,6 +255,36 @@ async fn identity(session: &Session, repository: &Repository) -> Option<Finding>
     })
 }
 
+/// When prune and verify come next.
+fn tasks(session: &Session) -> Vec<CheckedTask> {
+    let now = session.world.clock.now();
+    let timetables = timetable::of_tasks(&session.policy);
+    let checked = timetables.into_iter().map(|(task, timetable)| CheckedTask {
+        task: task.to_owned(),
+        next_runs: timetable.next_starts(now, 5),
+    });
+    checked.collect()
+}
+
+/// What is said of slots that jitter or a blackout puts off until they are older than `max_age`.
+fn never_run(slots: usize) -> Option<Finding> {
+    const HINT: &str = "Raise max_age, or lower jitter, or make the blackout shorter.";
+    let why = "jitter or a blackout puts them off for longer than max_age";
+    match slots {
+        0 => None,
+        SLOTS_LOOKED_AT => Some(Finding::error(
+            "schedule",
+            format!("its slots are never run: {why}"),
+            HINT,
+        )),
+        n => Some(Finding::warning(
+            "schedule",
+            format!("{n} of its next {SLOTS_LOOKED_AT} slots are not run: {why}"),
+            HINT,
+        )),
+    }
+}
+
 /// A source, and whether policy or secrets are the cause of an error.
 async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> (CheckedSource, bool) {
     let mut findings = Found::default();
@@ -272,7 +310,13 @@ async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> 
             "there is no schedule: it runs only by hand",
             "Set schedule, or call `backup run` from a timer.",
         )),
-        Ok(Some(timetable)) => next_runs = timetable.next_starts(session.world.clock.now(), 5),
+        Ok(Some(timetable)) => {
+            let now = session.world.clock.now();
+            next_runs = timetable.next_starts(now, 5);
+            let never = never_run(timetable.never_run(now, SLOTS_LOOKED_AT));
+            findings.of_policy |= never.as_ref().is_some_and(|f| f.level == Level::Error);
+            findings.list.extend(never);
+        }
         Err(e) => findings.fail("schedule", &e),
     }
     let checked = CheckedSource {

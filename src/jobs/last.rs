@@ -5,18 +5,19 @@ use chrono::{DateTime, Utc};
 use super::Session;
 use super::report::RunReport;
 use crate::error::{Kind, Result};
+use crate::policy::Policy;
 use crate::state::last::{Ending, LastRun, Runs, UnderWay};
 use crate::types::SourceName;
 
 /// The runs of a source, by the repository's URL: it is known also when the repository can not be reached.
-fn runs(session: &Session, source: &SourceName) -> Runs {
-    let digest = blake3::hash(session.policy.repository.place().as_bytes()).to_hex();
-    Runs::new(&session.policy.state_dir, &digest[..16], source)
+pub fn runs(policy: &Policy, source: &SourceName) -> Runs {
+    let digest = blake3::hash(policy.repository.place().as_bytes()).to_hex();
+    Runs::new(&policy.state_dir, &digest[..16], source)
 }
 
 /// A run begins; none: it can not be kept, and the report says so, or another one goes on.
 pub(super) fn begin(session: &Session, source: &SourceName, warnings: &mut Vec<String>) -> Option<UnderWay> {
-    match runs(session, source).begin(session.world.clock.now()) {
+    match runs(&session.policy, source).begin(session.world.clock.now()) {
         Ok(run) => run,
         Err(e) => {
             warnings.push(not_kept(&e.chain()));
@@ -52,7 +53,7 @@ fn not_kept(why: &str) -> String {
 /// # Errors
 /// The state directory can not be read.
 pub(super) fn last(session: &Session, source: &SourceName) -> Result<Option<LastRun>> {
-    runs(session, source).last()
+    runs(&session.policy, source).last()
 }
 
 /// What is wrong with the last run, in a sentence; a point that was finished later makes good for it.

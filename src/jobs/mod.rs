@@ -7,7 +7,7 @@ mod gap;
 pub mod hold;
 pub mod init;
 pub mod keys;
-mod last;
+pub mod last;
 pub mod list;
 pub mod notices;
 pub mod outline;

@@ -65,6 +65,27 @@ pub fn about(policy: &Policy, task: &str, event: Event, now: DateTime<Utc>) -> N
     }
 }
 
+/// Places whose URLs can not be used, which no test has to be sent for.
+pub fn unusable(session: &Session) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, to) in &session.policy.notify {
+        for (kind, url) in &to.places {
+            // One that is missing is told with the other secrets.
+            let usable = session
+                .secret(url)
+                .map_or(Ok(()), |url| notify::check(*kind, &url));
+            if let Err(e) = usable {
+                findings.push(Finding::error(
+                    &format!("notify.{name}.{}", kind.name()),
+                    e.chain(),
+                    e.hint_text().unwrap_or("See the message.").to_owned(),
+                ));
+            }
+        }
+    }
+    findings
+}
+
 /// Sends a test to every place of the policy; a finding for each.
 pub async fn try_all(session: &Session) -> Vec<Finding> {
     let now = session.world.clock.now();

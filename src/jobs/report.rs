@@ -56,9 +56,20 @@ pub struct CheckReport {
     pub abilities: Option<Abilities>,
     /// The sources.
     pub sources: Vec<CheckedSource>,
+    /// What else has a schedule.
+    pub tasks: Vec<CheckedTask>,
     /// Process exit code.
     #[serde(skip)]
     pub exit_code: u8,
+}
+
+/// `prune` or `verify` in `check`.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckedTask {
+    /// Which.
+    pub task: String,
+    /// The next five slots.
+    pub next_runs: Vec<DateTime<Utc>>,
 }
 
 /// A source in `check`.
@@ -419,6 +430,8 @@ pub struct StatusReport {
     pub sentence: String,
     /// The sources, worst first.
     pub sources: Vec<SourceStatus>,
+    /// What the daemon's own tasks (`prune`, `verify`) failed of, a sentence each.
+    pub problems: Vec<String>,
 }
 
 /// A source in `status`.

@@ -8,10 +8,12 @@ use super::Session;
 use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
+use super::timetable;
 use crate::error::Result;
 use crate::policy::SourcePolicy;
 use crate::repository::Repository;
 use crate::schedule::Schedule;
+use crate::state::ledger::{Ledger, Outcome};
 use crate::types::SourceName;
 
 /// One sentence, then a line per source.
@@ -32,6 +34,11 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         )
     };
     sources.sort_by_key(worst);
+    let problems = tasks(session);
+    let also = match problems.as_slice() {
+        [] => String::new(),
+        some => format!(" {}.", some.join(". ")),
+    };
     let bad = sources.iter().filter(|s| !s.problems.is_empty()).count();
     let loss = sources
         .iter()
@@ -56,10 +63,35 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         (n, bad) => format!("{bad} of {n} sources need attention.{loss}"),
     };
     Ok(StatusReport {
-        ok: bad == 0,
-        sentence,
+        ok: bad == 0 && problems.is_empty(),
+        sentence: sentence + &also,
         sources,
+        problems,
     })
+}
+
+/// What prune and verify failed of, as the daemon of this state directory has seen it last.
+fn tasks(session: &Session) -> Vec<String> {
+    let state = &session.policy.state_dir;
+    if !Ledger::is_there(state) {
+        return Vec::new();
+    }
+    let failed = |name: &'static str| -> Result<Option<String>> {
+        let newest = Ledger::read_only(state)?.newest_slots(name, 1)?;
+        let failed = newest.first().filter(|slot| slot.outcome == Outcome::Failed);
+        Ok(failed.map(|slot| {
+            let at = slot.slot.format("%Y-%m-%d %H:%M:%SZ");
+            let error = slot.error.as_deref().unwrap_or("no cause is known");
+            format!("The last {name} ({at}) failed: {error}")
+        }))
+    };
+    let scheduled = timetable::of_tasks(&session.policy).into_iter();
+    scheduled
+        .filter_map(|(name, _)| {
+            failed(name)
+                .unwrap_or_else(|e| Some(format!("How the last {name} ended is unknown: {}", e.chain())))
+        })
+        .collect()
 }
 
 async fn source_status(

@@ -17,6 +17,14 @@ use crate::secret::SecretText;
 /// A server that takes longer over a notice has not taken it.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Whether a server's URL can be used.
+///
+/// # Errors
+/// It can not; the message has nothing of it.
+pub fn check(url: &SecretText) -> Result<()> {
+    server(url).map(drop)
+}
+
 /// The server's URL with what makes the connection safe: TLS from the start (`smtps`), else before anything is said
 /// (`smtp`, STARTTLS). Only a server on this host is spoken to without.
 fn server(url: &SecretText) -> Result<Url> {

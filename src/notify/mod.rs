@@ -140,6 +140,7 @@ pub async fn deliver(
     notice: &Notice,
     ca_file: Option<&Path>,
 ) -> Result<()> {
+    check(kind, url)?;
     let (content_type, body) = body(kind, notice)?;
     let mut request = client(kind, ca_file)?
         .post(url.expose().trim())
@@ -155,6 +156,25 @@ pub async fn deliver(
     taken(kind, request.body(body)).await
 }
 
+/// Whether a place's URL can be used at all.
+///
+/// # Errors
+/// It can not; the message has nothing of it.
+pub fn check(kind: PlaceKind, url: &SecretText) -> Result<()> {
+    if kind == PlaceKind::Email {
+        return mail::check(url);
+    }
+    let usable = url::Url::parse(url.expose().trim())
+        .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if usable {
+        return Ok(());
+    }
+    Err(
+        Error::usage(format!("the URL of {} can not be read", kind.name()))
+            .hint("It begins with https://, and is the one that the place gives."),
+    )
+}
+
 /// Delivers a ping; done when the place says so, or is not told of such.
 ///
 /// # Errors
@@ -165,12 +185,7 @@ pub async fn deliver_ping(
     ping: &Ping,
     ca_file: Option<&Path>,
 ) -> Result<()> {
-    if url::Url::parse(url.expose().trim()).is_err() {
-        return Err(Error::usage(format!(
-            "the URL of {} can not be read",
-            kind.name()
-        )));
-    }
+    check(kind, url)?;
     let Some(address) = ping.address(kind, url.expose()) else {
         return Ok(());
     };

@@ -163,6 +163,37 @@ impl Timetable {
         starts
     }
 
+    /// When the next run starts, as far as nothing comes between: of a slot after those that are settled.
+    pub fn next_start(&self, settled: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let after = settled.max(now - self.offset);
+        let slots = std::iter::successors(self.schedule.next(after), |slot| self.schedule.next(*slot));
+        slots
+            .take(1500)
+            .map(|slot| self.start(slot))
+            .find(|start| *start > now)
+    }
+
+    /// Whether a slot is none of the schedule's, and not too old to be run: somebody asked for it.
+    pub fn was_asked_for(&self, slot: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        let named = self.schedule.next(slot - TimeDelta::seconds(1)) == Some(slot);
+        !named && slot >= self.oldest(now)
+    }
+
+    /// Of so many next slots, how many are never run: jitter or a blackout puts them off until they are too old.
+    pub fn never_run(&self, now: DateTime<Utc>, count: usize) -> usize {
+        let slots = self.schedule.next_slots(now, count);
+        let too_old = |slot: &&DateTime<Utc>| **slot < self.oldest(self.start(**slot));
+        slots.iter().filter(too_old).count()
+    }
+
+    /// Slots before this are too old to be run.
+    fn oldest(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        let max_age = TimeDelta::from_std(self.rules.max_age).ok();
+        max_age
+            .and_then(|age| now.checked_sub_signed(age))
+            .unwrap_or(DateTime::<Utc>::MIN_UTC)
+    }
+
     /// Slots whose time has come and that nobody has settled, whether they wait for jitter or a blackout or not: the newest,
     /// and those that it makes good.
     pub fn pending(
@@ -203,7 +234,7 @@ impl Timetable {
         }
         let reached = now - self.offset;
         let mut book = Book::default();
-        let oldest = now - TimeDelta::from_std(self.rules.max_age).unwrap_or(TimeDelta::MAX);
+        let oldest = self.oldest(now);
         let mut newest = None;
         let mut at = decision.settled;
         while let Some(slot) = self.schedule.next(at).filter(|slot| *slot <= reached) {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{make_dir, open_lock, read_json, write_json};
+use super::{make_dir, modified, open_lock, read_json, write_json};
 use crate::error::{Context as _, Result};
 use crate::types::{RunId, SourceName};
 
@@ -136,6 +136,11 @@ impl Runs {
             Some(killed) => Some(killed_run(killed, last)),
             None => last,
         })
+    }
+
+    /// When a run ended last, by the file system's clock; none: none did, or it can not be told.
+    pub fn written(&self) -> Option<DateTime<Utc>> {
+        modified(&self.last_file())
     }
 
     fn last_file(&self) -> PathBuf {

@@ -10,6 +10,8 @@ pub mod points;
 mod totals;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -126,7 +128,30 @@ pub struct SlotRecord {
 #[derive(Debug)]
 pub struct Ledger {
     db: Connection,
+    place: Place,
+}
+
+/// Where it is, and whether it was found to be damaged.
+#[derive(Clone, Debug)]
+struct Place {
     path: PathBuf,
+    damaged: Arc<AtomicBool>,
+}
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            damaged: Arc::default(),
+        }
+    }
+
+    fn cannot(&self, e: rusqlite::Error) -> Error {
+        if is_damage(&e) {
+            self.damaged.store(true, Ordering::Relaxed);
+        }
+        cannot(&self.path, e)
+    }
 }
 
 impl Ledger {
@@ -187,8 +212,13 @@ impl Ledger {
         }
         Ok(Self {
             db,
-            path: path.to_owned(),
+            place: Place::of(path),
         })
+    }
+
+    /// Whether a daemon ever used this state directory.
+    pub fn is_there(state: &Path) -> bool {
+        state.join(FILE).exists()
     }
 
     /// Opens it to read, beside the daemon that writes it.
@@ -200,11 +230,44 @@ impl Ledger {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(&path, flags).map_err(|e| cannot(&path, e))?;
         db.busy_timeout(BUSY).map_err(|e| cannot(&path, e))?;
-        Ok(Self { db, path })
+        Ok(Self {
+            db,
+            place: Place::of(&path),
+        })
+    }
+
+    /// Waits for who holds it, and says whether it can be written now: who has many things to write asks once.
+    ///
+    /// # Errors
+    /// It can not: another process holds it, or it is damaged.
+    pub fn ready(&mut self) -> Result<()> {
+        let change = rusqlite::TransactionBehavior::Immediate;
+        let ready = self.db.transaction_with_behavior(change);
+        let ready = ready.and_then(|nothing| nothing.rollback());
+        ready.map_err(|e| self.place.cannot(e))
+    }
+
+    /// SQLite found it damaged since it was opened.
+    pub fn is_damaged(&self) -> bool {
+        self.place.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Puts one that was found damaged aside, and begins a new one: `false` when SQLite finds nothing wrong with it any more.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; then it can not be used until this succeeds.
+    pub fn rebuild(&mut self) -> Result<bool> {
+        let path = self.place.path.clone();
+        let state = path.parent().unwrap_or(Path::new("."));
+        // The old connection first: when it is closed it removes the log, by its name.
+        self.db = Connection::open_in_memory().map_err(|e| self.place.cannot(e))?;
+        let (new, rebuilt) = Self::open(state)?;
+        *self = new;
+        Ok(rebuilt)
     }
 
     fn failed(&self, e: rusqlite::Error) -> Error {
-        cannot(&self.path, e)
+        self.place.cannot(e)
     }
 
     /// Up to where the slots of a job are settled; none: it is not known.
@@ -233,8 +296,8 @@ impl Ledger {
         due: Option<DateTime<Utc>>,
         now: DateTime<Utc>,
     ) -> Result<()> {
-        let path = self.path.clone();
-        let change = self.db.transaction().map_err(|e| cannot(&path, e))?;
+        let place = self.place.clone();
+        let change = self.db.transaction().map_err(|e| place.cannot(e))?;
         let work = |change: &Transaction<'_>| -> rusqlite::Result<()> {
             change.execute(
                 "INSERT INTO job (name, settled) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET settled = ?2",
@@ -284,7 +347,7 @@ impl Ledger {
         };
         work(&change)
             .and_then(|()| change.commit())
-            .map_err(|e| cannot(&path, e))
+            .map_err(|e| place.cannot(e))
     }
 
     /// The run of a slot ended.
@@ -300,10 +363,10 @@ impl Ledger {
         error: Option<&str>,
         now: DateTime<Utc>,
     ) -> Result<()> {
-        let path = self.path.clone();
-        let change = self.db.transaction().map_err(|e| cannot(&path, e))?;
+        let place = self.place.clone();
+        let change = self.db.transaction().map_err(|e| place.cannot(e))?;
         if outcome == Outcome::Done {
-            totals::took(&change, job, slot, now).map_err(|e| cannot(&path, e))?;
+            totals::took(&change, job, slot, now).map_err(|e| place.cannot(e))?;
         }
         let count = match outcome {
             Outcome::Running => return Ok(()),
@@ -325,8 +388,8 @@ impl Ledger {
             .execute(sql, values)
             .and_then(|_| change.execute(count, params![job, now]))
             .and_then(|_| change.execute(ended, params![job, now]))
-            .map_err(|e| cannot(&path, e))?;
-        change.commit().map_err(|e| cannot(&path, e))
+            .map_err(|e| place.cannot(e))?;
+        change.commit().map_err(|e| place.cannot(e))
     }
 
     /// Slots from here on are open again: one that a crash cut off is run once more.

@@ -11,6 +11,7 @@
 //! <state>/daemon.address                             where the daemon listens
 //! <state>/daemon.db                                  slots and runs of the daemon, see [`ledger`]
 //! <state>/daemon.lock                                held by the daemon
+//! <state>/touched                                    its time tells the daemon to look for points anew
 //! ```
 
 pub mod last;
@@ -45,6 +46,34 @@ pub struct Lock {
 pub struct Scratch {
     path: PathBuf,
     _lock: File,
+}
+
+/// The file of [`touch`].
+const TOUCHED: &str = "touched";
+
+/// Says that somebody changed which points there are, or what is known of them: a daemon that uses this state directory
+/// looks anew.
+///
+/// # Errors
+/// It can not be written.
+pub fn touch(state: &Path) -> Result<()> {
+    if !ledger::Ledger::is_there(state) {
+        return Ok(());
+    }
+    write_atomically(&state.join(TOUCHED), b"")
+}
+
+/// When [`touch`] was called last.
+pub fn touched(state: &Path) -> Option<chrono::DateTime<chrono::Utc>> {
+    modified(&state.join(TOUCHED))
+}
+
+/// When a file was written, if it is there.
+fn modified(path: &Path) -> Option<chrono::DateTime<chrono::Utc>> {
+    fs::metadata(path)
+        .and_then(|m| m.modified())
+        .ok()
+        .map(chrono::DateTime::from)
 }
 
 /// The file of [`StateDir::listens`].

@@ -143,7 +143,16 @@ fn a_run_is_asked_for_from_the_page_and_from_nowhere_else() {
     site.change();
     let answer = ask(port, "POST", "/sources/app/run", basic, &form).unwrap();
     assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
-    assert_eq!(header(&answer, "location"), Some("/sources/app?asked"));
+    let to = header(&answer, "location").unwrap().to_owned();
+    assert!(to.starts_with("/sources/app?asked=17"), "{to}");
+    let said = |path: &str| {
+        let page = ask(port, "GET", path, TOKEN, "").unwrap();
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+        page.contains("A run was asked for")
+    };
+    assert!(said(&to));
+    // An address that somebody kept.
+    assert!(!said("/sources/app?asked=1764000000") && !said("/sources/app?asked") && !said("/sources/app"));
     done(port, 2);
     // For programs the token is enough.
     until(port, "/metrics", "lifeboat_running{task=\"run app\"} 0");

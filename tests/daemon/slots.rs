@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use std::sync::Arc;
 
-use chrono::TimeDelta;
-use lifeboat::state::ledger::Outcome;
+use chrono::{DateTime, TimeDelta, Utc};
+use lifeboat::state::ledger::{Outcome, SlotRecord};
 
 use crate::harness;
 use crate::site::Seeded;
@@ -29,6 +29,39 @@ async fn a_slot_is_run_at_its_time_and_recorded_in_the_commit() {
         shown.sentence()
     );
     port.stop().await;
+}
+
+/// Every slot up to an instant (the first, and their distance) has a point of its own or a later one that makes it good, none
+/// has two, and the ledger says what the repository says. How many have their own.
+#[track_caller]
+pub fn each_is_answered_once(
+    slots: &[DateTime<Utc>],
+    records: &[SlotRecord],
+    (first, every): (DateTime<Utc>, TimeDelta),
+    until: DateTime<Utc>,
+) -> u32 {
+    let distinct: BTreeSet<_> = slots.iter().collect();
+    assert_eq!(distinct.len(), slots.len(), "a slot has two points: {slots:?}");
+    for record in records {
+        assert!(
+            matches!(record.outcome, Outcome::Done | Outcome::Interrupted),
+            "{record:?}"
+        );
+        assert_eq!(
+            record.outcome == Outcome::Done,
+            slots.contains(&record.slot),
+            "ledger and repository disagree about {record:?}"
+        );
+    }
+    let newest = *slots.iter().max().unwrap();
+    let (mut slot, mut with_points) = (first, 0);
+    while slot <= until {
+        let own = slots.contains(&slot);
+        with_points += u32::from(own);
+        assert!(own || newest > slot, "nothing answers for {slot}");
+        slot += every;
+    }
+    with_points
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,34 +90,11 @@ async fn a_crash_at_any_moment_loses_no_slot_and_answers_for_none_twice() {
     port.rest_in_time().await;
     port.stop().await;
     assert!(kills >= 80, "{kills} kills");
-    let slots = port.slots();
-    let distinct: BTreeSet<_> = slots.iter().collect();
-    assert_eq!(distinct.len(), slots.len(), "a slot has two points: {slots:?}");
-    // Every slot of the week has a point, or a later one makes it good.
     let ledger = port.ledger();
     assert!(ledger.under_way().unwrap().is_empty());
     let records = ledger.since("run app", begin).unwrap();
-    assert!(
-        records
-            .iter()
-            .all(|r| matches!(r.outcome, Outcome::Done | Outcome::Interrupted))
-    );
-    for record in &records {
-        assert_eq!(
-            record.outcome == Outcome::Done,
-            slots.contains(&record.slot),
-            "ledger and repository disagree about {record:?}"
-        );
-    }
-    let mut slot = at("2026-11-26T02:00:00Z");
-    let newest = *slots.iter().max().unwrap();
-    let mut with_points = 0;
-    while slot <= begin + TimeDelta::days(7) {
-        let own = slots.contains(&slot);
-        with_points += u32::from(own);
-        assert!(own || newest > slot, "nothing answers for {slot}");
-        slot += TimeDelta::hours(2);
-    }
+    let every = (at("2026-11-26T02:00:00Z"), TimeDelta::hours(2));
+    let with_points = each_is_answered_once(&port.slots(), &records, every, begin + TimeDelta::days(7));
     assert!(with_points > 30, "{with_points} slots have a point of their own");
     // What is shown restores.
     let known: Vec<String> = port.site.points();
@@ -463,7 +473,7 @@ async fn an_end_that_can_not_be_written_down_is_written_down_later() {
     };
     assert!(tokio::task::block_in_place(committed).is_some());
     // The run ends, and nobody can write that down: the loop goes on all the same.
-    for _ in 0..30 {
+    for _ in 0..3 {
         let shown = port.until(|_| true).await;
         assert_eq!(shown.tasks[0].totals.done, 0);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use lifeboat::clock::{Clock, CrashPoints, NoCrash, SystemRandom, World};
-use lifeboat::daemon::{self, Given, Shown};
+use lifeboat::daemon::{self, Asked, Given, Shown};
 use lifeboat::error::Result;
 use lifeboat::jobs::Session;
 use lifeboat::jobs::session::Lookup;
@@ -16,7 +16,7 @@ use lifeboat::state::ledger::Ledger;
 use lifeboat::types::RunId;
 use serde_json::Value;
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +38,7 @@ struct Running {
     cancel: CancellationToken,
     reload: Arc<Notify>,
     wake: Arc<Notify>,
+    ask: mpsc::Sender<Asked>,
     /// What is shown, and how often it was told.
     shown: watch::Receiver<(u64, Shown)>,
 }
@@ -111,6 +112,7 @@ impl Port {
             Arc::new(Notify::new()),
             Arc::new(Notify::new()),
         );
+        let (ask, asked) = mpsc::channel(1);
         let (tell, shown) = watch::channel((0, Shown::default()));
         let path: PathBuf = self.site.path("policy.toml");
         let given = Given {
@@ -121,7 +123,7 @@ impl Port {
             load: Arc::new(move || lifeboat::policy::load(&path, &|_: &str| None)),
             reload: reload.clone(),
             wake: wake.clone(),
-            asked: tokio::sync::mpsc::channel(1).1,
+            asked,
             tell: Arc::new(move |now: &Shown| {
                 tell.send_modify(|(count, shown)| (*count, *shown) = (*count + 1, now.clone()))
             }),
@@ -137,6 +139,7 @@ impl Port {
             cancel,
             reload,
             wake,
+            ask,
             shown,
         });
     }
@@ -181,6 +184,13 @@ impl Port {
         self.clock.advance(by);
         self.rest().await
     }
+    /// Asks for a run now; whether it will be made.
+    pub async fn ask_to_run(&mut self) -> bool {
+        let (taken, answer) = oneshot::channel();
+        let source = "app".parse().unwrap();
+        self.running().ask.send(Asked { source, taken }).await.unwrap();
+        answer.await.unwrap()
+    }
     pub fn ask_to_reload(&mut self) {
         self.running().reload.notify_one();
     }
@@ -211,19 +221,24 @@ impl Port {
     }
     /// The full commits of the source: run and slot.
     pub fn commits(&self) -> BTreeMap<RunId, Option<DateTime<Utc>>> {
-        let points = self.site.path("repository/sources/app/points");
-        let mut commits = BTreeMap::new();
-        for name in crate::site::entries(&points) {
-            let text = std::fs::read_to_string(points.join(&name)).unwrap();
-            let commit: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-            if commit["partial"] != Value::Bool(true) {
-                let slot = commit["slot"].as_str().map(at);
-                commits.insert(name.trim_end_matches(".json").parse().unwrap(), slot);
-            }
-        }
-        commits
+        commits(&self.site)
     }
     pub fn slots(&self) -> Vec<DateTime<Utc>> {
         self.commits().into_values().flatten().collect()
     }
+}
+
+/// The full commits of a site's source: run and slot.
+pub fn commits(site: &Site) -> BTreeMap<RunId, Option<DateTime<Utc>>> {
+    let points = site.path("repository/sources/app/points");
+    let mut commits = BTreeMap::new();
+    for name in crate::site::entries(&points) {
+        let text = std::fs::read_to_string(points.join(&name)).unwrap();
+        let commit: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        if commit["partial"] != Value::Bool(true) {
+            let slot = commit["slot"].as_str().map(at);
+            commits.insert(name.trim_end_matches(".json").parse().unwrap(), slot);
+        }
+    }
+    commits
 }

@@ -76,7 +76,8 @@ fn table(services: &str) -> BTreeMap<String, Row> {
                 Row {
                     version: (*version).to_owned(),
                     needed: *need == "test",
-                    apt: *from == "apt",
+                    // Unpacked here, or installed there: it is the same package.
+                    apt: ["apt", "deb"].contains(from),
                     postgres,
                 },
             ))

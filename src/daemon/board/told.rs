@@ -55,6 +55,23 @@ impl Board {
         }
     }
 
+    /// Until when nothing starts, since the clock was set back and those slots were run already.
+    pub(super) fn clock_set_back(&mut self, now: DateTime<Utc>) {
+        let ahead = self.entries.values().filter(|e| !e.gone && e.is_known());
+        // Clocks are corrected by seconds; what began is over when it is over.
+        let least = match self.shown.held_until {
+            Some(_) => TimeDelta::zero(),
+            None => FUTURE,
+        };
+        let until = ahead.map(|e| e.settled).max();
+        let until = until.filter(|until| *until > now + least);
+        self.changed |= until != self.shown.held_until;
+        self.shown.held_until = until;
+        if let Err(e) = tell::clock(&mut self.ledger, &self.policy, until, now) {
+            tracing::error!(error = %e.chain(), "a notice could not be written down");
+        }
+    }
+
     /// Notices whose time has come.
     pub(super) fn notices(&mut self, now: DateTime<Utc>) -> Vec<Step> {
         let owed = match self.ledger.owed(now) {
@@ -66,10 +83,10 @@ impl Board {
         };
         let mut steps = Vec::new();
         for owed in owed {
-            let place = (owed.to.clone(), owed.place.clone());
+            let same = |busy: &Owed| (&busy.to, &busy.place) == (&owed.to, &owed.place);
             let free = self.delivering.len() < DELIVERED_AT_ONCE;
-            if free && !self.delivering.values().any(|busy| *busy == place) {
-                self.delivering.insert(owed.id, place);
+            if free && !self.delivering.values().any(same) {
+                self.delivering.insert(owed.id, owed.clone());
                 steps.push(Step::Deliver(owed));
             }
         }
@@ -79,8 +96,12 @@ impl Board {
     /// A notice was taken, is owed to nobody any more (`None`), or was not taken.
     pub fn delivered(&mut self, owed: &Owed, result: Result<Option<()>>, now: DateTime<Utc>) {
         self.changed = true;
-        self.delivering.remove(&owed.id);
         self.look_around = now;
+        // One of a ledger that was put aside: its number is another one's now.
+        if self.delivering.get(&owed.id) != Some(owed) {
+            return;
+        }
+        self.delivering.remove(&owed.id);
         let written = match result {
             Ok(_) => self.ledger.paid(owed.id),
             Err(e) => {
@@ -109,6 +130,7 @@ impl Board {
             .iter()
             .filter(|(_, e)| !e.gone)
             .flat_map(|(task, e)| tell::names(task, e.rpo.is_some(), e.interval.is_some()))
+            .chain([tell::CLOCK.to_owned()])
             .collect();
         let forgotten = self.ledger.troubles().and_then(|all| {
             let gone = |name: &&String| !minded.contains(*name);

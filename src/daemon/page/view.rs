@@ -206,6 +206,12 @@ pub fn overview(shown: &Shown, ledger: &Ledger, now: DateTime<Utc>) -> Result<Ov
                 .to_owned(),
         );
     }
+    if let Some(until) = shown.held_until {
+        notes.push(format!(
+            "The clock was set back: what was run already is not run again, so nothing starts before {}.",
+            clock(until, shown.zone)
+        ));
+    }
     if shown.owed > 0 {
         notes.push(match shown.owed {
             1 => "1 notice was not taken yet by the place that the policy names.".to_owned(),

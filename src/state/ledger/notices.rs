@@ -71,8 +71,8 @@ impl Ledger {
         notices: &[(String, String, String)],
         now: DateTime<Utc>,
     ) -> Result<()> {
-        let path = self.path.clone();
-        let failed = |e| super::cannot(&path, e);
+        let here = self.place.clone();
+        let failed = |e| here.cannot(e);
         let change = self.db.transaction().map_err(failed)?;
         let written = match trouble {
             Some(t) => change.execute(
@@ -127,8 +127,8 @@ impl Ledger {
     /// # Errors
     /// The database; nothing is changed then.
     pub fn owe(&mut self, to: &str, place: &str, body: &str, most: u32, now: DateTime<Utc>) -> Result<()> {
-        let path = self.path.clone();
-        let failed = |e| super::cannot(&path, e);
+        let here = self.place.clone();
+        let failed = |e| here.cannot(e);
         let change = self.db.transaction().map_err(failed)?;
         let now = now.timestamp_millis();
         change

@@ -94,8 +94,8 @@ impl Ledger {
     /// # Errors
     /// The database; nothing is changed then.
     pub fn looked(&mut self, source: &SourceName, found: &Looked, now: DateTime<Utc>) -> Result<()> {
-        let path = self.path.clone();
-        let failed = |e| super::cannot(&path, e);
+        let here = self.place.clone();
+        let failed = |e| here.cannot(e);
         let change = self.db.transaction().map_err(failed)?;
         let write = || -> rusqlite::Result<()> {
             let mut insert = change.prepare_cached(
