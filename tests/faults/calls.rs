@@ -50,7 +50,7 @@ const GRACE_OVER: Duration = Duration::from_secs(80 * 3600);
 
 /// How much of it is tried.
 #[derive(Clone, Copy)]
-enum Sweep {
+pub enum Sweep {
     /// So many n for each kind of call, evenly spread, each with one of the errors.
     Spread(usize),
     /// Every n with every error.
@@ -65,11 +65,11 @@ struct Fault<'a> {
 }
 
 /// How a command with a fault ended.
-struct Outcome {
-    said: Said,
+pub struct Outcome {
+    pub said: Said,
     /// The calls that failed, as strace shows them.
-    injected: Vec<String>,
-    what: String,
+    pub injected: Vec<String>,
+    pub what: String,
 }
 
 /// A command under strace; strace ends as the command does.
@@ -220,7 +220,7 @@ fn with_fault(site: &Site, args: &[&str], fault: &Fault<'_>) -> Outcome {
 }
 
 /// Every fault of a sweep over a command; at least one of each kind must have been met.
-fn sweep(
+pub fn sweep(
     site: &mut Site,
     sweep: Sweep,
     args: &[&str],

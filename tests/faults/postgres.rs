@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::calls::{Sweep, sweep};
 use crate::harness::postgres::PostgresServer;
 use crate::harness::{self, write_file};
 use crate::site::{Site, end, entries};
@@ -138,4 +139,64 @@ fn a_restore_killed_while_it_marks_the_database_starts_over() {
     holder.wait().unwrap();
     again(&site, &command, "killed at its mark");
     assert_eq!(server.psql(&copy, "select count(*) from t"), "100");
+}
+
+/// Calls of ours and of the client programs fail, one after the other: what is shown restores, row by row.
+fn dumps(extent: Sweep) {
+    let server = PostgresServer::newest();
+    let (database, copy) = (server.create_database(), server.create_database());
+    server.psql(
+        &database,
+        "create table t as select a, md5(a::text) || repeat('x', 200) as b from generate_series(1, 4000) a;
+         create table u (n int)",
+    );
+    let mut site = site_of(server, &database, &copy, 43);
+    let points = |site: &Site| -> Vec<String> {
+        let listed = site.json(&["list", "orders"]);
+        let points = listed["sources"][0]["points"].as_array().unwrap().iter();
+        points.map(|p| p["run"].as_str().unwrap().to_owned()).collect()
+    };
+    let content = |name: &str| {
+        let digest = "select md5(string_agg(b, '' order by a)) || (select count(*) from u) from t";
+        server.psql(name, digest)
+    };
+    let restores = |site: &Site, run: &str, what: &str| {
+        server.psql("postgres", &format!("drop database {copy} with (force)"));
+        let command = ["restore", "orders", "--at-point", run, "--to", "env:T_TARGET"];
+        again(site, &command, what);
+        assert_eq!(content(&copy), content(&database), "{what}");
+    };
+    let known = std::cell::RefCell::new(points(&site));
+    let change = |site: &mut Site| {
+        server.psql(&database, "insert into u values (1)");
+        *known.borrow_mut() = points(site);
+    };
+    sweep(&mut site, extent, &["run", "orders"], change, |site, outcome| {
+        let mut new = points(site);
+        new.retain(|run| !known.borrow().contains(run));
+        if outcome.said.code == 0 {
+            assert_eq!(new.len(), 1, "{}\n{}", outcome.what, outcome.said);
+        }
+        // Also one that was committed by a run which failed after that.
+        for run in &new {
+            restores(site, run, &outcome.what);
+        }
+        if outcome.said.code != 0 {
+            site.json(&["run", "orders"]);
+        }
+    });
+    let newest = points(&site);
+    restores(&site, newest.last().unwrap(), "the end");
+    assert_eq!(entries(&site.path("state/scratch")), [""; 0]);
+}
+
+#[test]
+fn a_dump_survives_any_call_that_fails() {
+    dumps(Sweep::Spread(1));
+}
+
+#[test]
+#[ignore = "the whole sweep takes long: see ARCHITECTURE.md"]
+fn a_dump_survives_every_call_that_fails() {
+    dumps(Sweep::Whole);
 }
