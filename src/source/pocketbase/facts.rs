@@ -121,17 +121,24 @@ pub fn files(path: &Path) -> Result<(Vec<String>, bool)> {
             of_column(&connection, path, &id, &name, column, &mut files)?;
         }
     }
-    let settings: Option<String> = if there.iter().any(|t| t == "_params") {
-        let sql = "SELECT value FROM _params WHERE id = 'settings'";
-        failed(connection.query_row(sql, [], |r| r.get(0)).optional(), path)?
+    let settings = if there.iter().any(|t| t == "_params") {
+        failed(settings(&connection), path)?
     } else {
         None
     };
+    // Encrypted ones say nothing.
     let elsewhere = settings
-        .and_then(|s| serde_json::from_str::<serde_json::Value>(&s).ok())
+        .and_then(|s| serde_json::from_slice::<serde_json::Value>(&s).ok())
         .is_some_and(|s| s["s3"]["enabled"] == true);
     files.sort_unstable();
     Ok((files, elsewhere))
+}
+
+/// The settings of a PocketBase, which writes them as a BLOB.
+pub(super) fn settings(connection: &Connection) -> rusqlite::Result<Option<Vec<u8>>> {
+    let sql = "SELECT CAST(value AS BLOB) FROM _params WHERE id = 'settings'";
+    let settings = connection.query_row(sql, [], |r| r.get(0)).optional()?;
+    Ok(settings.flatten())
 }
 
 fn of_column(
