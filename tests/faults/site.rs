@@ -174,7 +174,8 @@ daily = 1
                      create table _collections (id text, name text, fields text, type text);
                      insert into _collections values
                         ('c1', 'notes', '[{\"type\":\"file\",\"name\":\"doc\"}]', 'base');
-                     create table _params (id text, value text);",
+                     create table _params (id text, value json);
+                     insert into _params values ('settings', cast('{\"s3\":{\"enabled\":false}}' as blob));",
                 )
                 .unwrap();
             for n in 0..60 {

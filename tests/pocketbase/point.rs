@@ -20,10 +20,12 @@ use lifeboat::types::RunId;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
+#[derive(Debug)]
 pub struct Point {
     pub units: VecDeque<(RestoredUnit, Vec<u8>)>,
     left: Option<Bytes>,
     pub at: DateTime<Utc>,
+    pub warnings: Vec<String>,
 }
 
 impl Point {
@@ -116,6 +118,7 @@ pub async fn take(source: &PocketBaseSource) -> Result<Point> {
         units,
         left: None,
         at: captured.at,
+        warnings: captured.warnings,
     })
 }
 

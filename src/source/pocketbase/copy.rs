@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 use tokio_util::sync::CancellationToken;
 
 use super::wal::{self, IndexHeader, Position, Stop};
@@ -113,6 +114,11 @@ fn copy_resting(cancel: &CancellationToken, path: &Path, to: &Path) -> Result<()
     };
     let log = beside(path, "-wal");
     let before = (identity(path)?, identity(&log)?);
+    if is_open(path)? {
+        return Err(Stop::Changed(
+            "somebody has it open, and the index of its log is gone: -wal or -shm was removed, and what is written meanwhile is in no file",
+        ));
+    }
     if let Some(problem) = not_wal(path)? {
         return Err(Stop::Io(std::io::Error::other(problem)));
     }
@@ -172,6 +178,20 @@ pub fn not_wal(path: &Path) -> std::io::Result<Option<&'static str>> {
     } else {
         None
     })
+}
+
+/// The bytes of a database that are locked by who has it open in WAL mode. (SQLite's `os.h`: SHARED_FIRST, SHARED_SIZE.)
+const SHARED: (u64, u64) = (0x4000_0002, 510);
+
+/// Whether another process has a database open.
+fn is_open(path: &Path) -> std::io::Result<bool> {
+    let asked = Flock {
+        start: SHARED.0,
+        length: SHARED.1,
+        ..Flock::from(FlockType::WriteLock)
+    };
+    // This file is closed before any connection of ours is there, whose locks would go with it.
+    Ok(fcntl_getlk(File::open(path)?, &asked)?.is_some())
 }
 
 fn copy_file(cancel: &CancellationToken, from: &Path, to: &Path) -> Result<(), Stop> {

@@ -82,6 +82,21 @@ fn tables(connection: &Connection, path: &Path) -> Result<Vec<String>> {
     failed(names.collect(), path)
 }
 
+/// Whether a database has collections: one without them is not PocketBase's.
+///
+/// # Errors
+/// It has nothing at all: somebody emptied it.
+pub fn has_collections(path: &Path) -> Result<bool> {
+    let connection = open_copy(path)?;
+    let there = tables(&connection, path)?;
+    if !there.is_empty() {
+        return Ok(there.iter().any(|t| t == "_collections"));
+    }
+    Err(Error::failed("data.db is empty: there is no table in it").hint(
+        "Is path the pb_data directory, and was it started once? Nothing was committed: earlier points are as they were.",
+    ))
+}
+
 /// The files that rows of a copied `data.db` refer to, and whether files are kept elsewhere.
 ///
 /// # Errors

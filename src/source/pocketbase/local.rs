@@ -174,10 +174,16 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
         let mut at = context.world.clock.now();
         for name in names {
             let path = directory.join(name);
-            // One that can not be looked at is there, and is not left out in silence.
-            let there = path.try_exists();
-            if *name != "data.db" && !there.doing(|| format!("{} can not be read", path.display()))? {
-                continue;
+            // One that can not be looked at is there, as is a link that leads nowhere, and is not left out in silence.
+            if *name != "data.db" {
+                let found = std::fs::symlink_metadata(&path);
+                if found
+                    .as_ref()
+                    .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+                {
+                    continue;
+                }
+                found.doing(|| format!("{} can not be read", path.display()))?;
             }
             let copy = context.scratch.join(name);
             copy_database(&context.world, &context.cancel, &path, &copy)?;
@@ -190,6 +196,9 @@ fn snapshot(directory: &Path, policy: &PocketBasePolicy, context: &Context) -> R
         let data = databases
             .get("data.db")
             .ok_or_else(|| Error::failed("there is no data.db"))?;
+        if !facts::has_collections(data)? {
+            storage.warn("data.db has no collections: is it PocketBase's?".to_owned());
+        }
         let (files, elsewhere) = facts::files(data)?;
         let named = files
             .iter()

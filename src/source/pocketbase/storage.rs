@@ -123,7 +123,7 @@ impl Storage {
             .retain(|name, _| !looks_temporary(name.as_str()) || named.contains(name));
     }
 
-    fn warn(&mut self, text: String) {
+    pub fn warn(&mut self, text: String) {
         if self.warnings.len() < 20 && !self.warnings.contains(&text) {
             self.warnings.push(text);
         }
