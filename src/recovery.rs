@@ -13,6 +13,8 @@ pub struct Candidate {
     pub run: RunId,
     /// The instant it restores to, on the source's clock.
     pub at: DateTime<Utc>,
+    /// When it was taken, on a clock that is right: which one is the latest.
+    pub taken: DateTime<Utc>,
     /// Why it can not be restored, if that is known.
     pub damaged: Option<String>,
 }
@@ -65,7 +67,11 @@ pub fn plan(candidates: &[Candidate], goal: Goal, now: DateTime<Utc>) -> Result<
         return Err(Refusal::NoPoints);
     }
     let mut newest_first: Vec<&Candidate> = candidates.iter().collect();
-    newest_first.sort_by_key(|c| std::cmp::Reverse((c.at, c.run)));
+    // A clock that was ahead makes no point the latest.
+    newest_first.sort_by_key(|c| {
+        let when = if goal == Goal::Latest { c.taken } else { c.at };
+        std::cmp::Reverse((when, c.run))
+    });
     let limit = match goal {
         Goal::Latest => DateTime::<Utc>::MAX_UTC,
         Goal::At(instant) if instant > now => return Err(Refusal::Future),
@@ -131,6 +137,7 @@ mod tests {
         Candidate {
             run: RunId::new(ulid::Ulid::from_parts(n, 0)),
             at: DateTime::from_timestamp(at, 0).unwrap(),
+            taken: DateTime::from_timestamp(at, 0).unwrap(),
             damaged: damaged.then(|| "pack gone".to_owned()),
         }
     }
@@ -158,6 +165,17 @@ mod tests {
             Err(Refusal::Future)
         );
         assert_eq!(plan(&[], Goal::Latest, instant(100)), Err(Refusal::NoPoints));
+    }
+
+    #[test]
+    fn a_point_of_a_clock_that_was_ahead_is_not_the_latest() {
+        let mut ahead = candidate(1, 5000, false);
+        ahead.taken = instant(10);
+        let points = [ahead, candidate(2, 20, false), candidate(3, 30, false)];
+        let latest = plan(&points, Goal::Latest, instant(100)).unwrap();
+        assert_eq!(latest.run, points[2].run);
+        let later = plan(&points, Goal::At(instant(6000)), instant(6000)).unwrap();
+        assert_eq!(later.run, points[0].run, "by its own time it is found");
     }
 
     #[test]

@@ -27,8 +27,8 @@ made again after 30 s and after 2 min; then the slot has failed, which [notify.N
 was run already is not run again, so nothing starts until the clock has caught up, an hour at most.
 
 SIGHUP reads the policy anew, and keeps the old one when the new one is bad (log, metric and page say so); state.dir and
-http.* need a restart. SIGTERM ends it in good order: runs under way have 20 s to end; what is cut off is run again by the
-next start. A second daemon with the same state directory is refused with exit code 11.
+http.* need a restart. What `backup check` calls an error of schedules and places is not taken. SIGTERM ends it in good order: runs under way are interrupted, and have 20 s to clean up; what was cut off is
+run again by the next start. A second daemon with the same state directory is refused with exit code 11.
 
 Over HTTP, on http.listen (127.0.0.1:9184), /healthz and /readyz need no token; /metrics and the pages need http.token, as
 bearer or as a password. What it remembers is in daemon.db in the state directory. Lost or damaged, it is put aside and

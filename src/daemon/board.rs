@@ -31,8 +31,6 @@ const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
 /// Tasks for which the repository is asked at once.
 const ASKED_AT_ONCE: usize = 8;
 
-pub use told::FUTURE;
-
 /// What is to be done now.
 pub enum Step {
     /// Find out what is settled; with what the ledger knows, and what was under way.
@@ -61,10 +59,22 @@ pub struct Board {
     changed: bool,
     /// What ended and could not be written down yet.
     unwritten: Vec<(Task, DateTime<Utc>, Ended)>,
+    /// What ended, was written down, and could not be told of yet.
+    untold: Vec<(Task, DateTime<Utc>, Ended)>,
     /// Since when the ledger can not be written: that is told once in a while, and nothing is begun.
     locked: Option<DateTime<Utc>>,
     /// The daemon was told to stop.
     pub stopping: bool,
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 impl Board {
@@ -84,6 +94,7 @@ impl Board {
             shown: Shown::default(),
             changed: true,
             unwritten: Vec::new(),
+            untold: Vec::new(),
             locked: None,
             stopping: false,
         };
@@ -105,6 +116,8 @@ impl Board {
         self.policy = policy.clone();
         self.points.take(policy, &self.ledger, now);
         (self.shown.environment, self.shown.zone) = (policy.environment.to_string(), policy.timezone);
+        let path = std::path::absolute(&policy.path).unwrap_or_else(|_| policy.path.clone());
+        self.shown.policy = quoted(&path.display().to_string());
         for entry in self.entries.values_mut() {
             entry.gone = true;
         }
@@ -148,18 +161,23 @@ impl Board {
     /// Looks at everything whose time has come; gives what is to be done.
     pub fn turn(&mut self, now: DateTime<Utc>, concurrency: u32) -> Vec<Step> {
         let stepped_back = self.last.is_some_and(|last| now < last - TimeDelta::seconds(2));
+        // A turn that does nothing has not seen the step either.
+        if !self.writable(now) {
+            return Vec::new();
+        }
         if let Some(last) = self.last.filter(|_| stepped_back) {
             tracing::warn!(by_seconds = (last - now).num_seconds(), "the clock was set back");
         }
         self.last = Some(now);
-        if !self.writable(now) {
-            return Vec::new();
-        }
         for (task, slot, ended) in std::mem::take(&mut self.unwritten) {
             self.ended(&task, slot, ended, now);
         }
+        for (task, slot, ended) in std::mem::take(&mut self.untold) {
+            self.tell_ended(&task, slot, ended, now);
+        }
         let mut steps = Vec::new();
         let mut asking = self.asking();
+        let mut unwritable = None;
         for (task, entry) in &mut self.entries {
             match entry.phase {
                 Phase::Unknown(at) if (at <= now || stepped_back) && asking < ASKED_AT_ONCE => {
@@ -190,8 +208,14 @@ impl Board {
             let look = entry.phase == Phase::Idle && !entry.gone;
             if look && (stepped_back || entry.look.is_some_and(|at| at <= now)) {
                 (self.changed, entry.shown) = (true, None);
-                decide(&mut self.ledger, task, entry, now);
+                if let Err(e) = decide(&mut self.ledger, task, entry, now) {
+                    unwritable = Some(e);
+                    break;
+                }
             }
+        }
+        if let Some(e) = unwritable {
+            self.cannot_write(now, &e);
         }
         steps.extend(self.start(now, concurrency));
         // What is settled is asked for first.
@@ -280,12 +304,12 @@ impl Board {
                 if ended.outcome == Outcome::Interrupted && entry.timetable.was_asked_for(slot, now) {
                     asked = asked.max(Some(slot));
                 }
-                tracing::warn!(task = key, slot = %slot, outcome = ended.outcome.name(), "a slot was cut off when the daemon ended");
+                tracing::warn!(task = key, slot = %slot, outcome = ended.outcome.name(), "a slot was cut off");
                 self.ledger
                     .end(&key, slot, ended.outcome, ended.run, ended.error.as_deref(), now)?;
             }
             // No schedule names a slot that somebody asked for: it is run again unless a later one makes it good.
-            if let Some(slot) = asked.filter(|slot| entry.timetable.pending(*slot, now).0.is_none()) {
+            if let Some(slot) = asked.filter(|slot| entry.timetable.decide(*slot, now).due.is_none()) {
                 self.ledger.settle(&key, slot, &[], Some(slot), now)?;
                 return Ok((slot, Phase::Waiting(slot)));
             }
@@ -312,6 +336,12 @@ impl Board {
     /// A slot's run ended.
     pub fn ended(&mut self, task: &Task, slot: DateTime<Utc>, ended: Ended, now: DateTime<Utc>) {
         self.changed = true;
+        if ended.busy
+            && let Some(entry) = self.entries.get_mut(task).filter(|e| !e.gone)
+        {
+            (entry.phase, entry.shown) = (Phase::Resting(slot, now + BACKOFF[0]), None);
+            return;
+        }
         if ended.again
             && let Some(entry) = self
                 .entries
@@ -340,27 +370,35 @@ impl Board {
             // Kept, and tried again; after a crash the next start asks the repository.
             tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "how a slot ended could not be written down yet");
             self.unwritten.push((task.clone(), slot, ended));
-            self.look_around = now + TimeDelta::seconds(5);
+            self.cannot_write(now, &e);
             return;
         }
-        if let Err(e) = tell::ended(&mut self.ledger, &self.policy, task, slot, &ended, now) {
-            tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "a notice could not be written down");
-        }
-        self.look_around = now;
+        let run = ended.run;
         if ended.outcome == Outcome::Interrupted
-            && let Err(e) = self.ledger.reopen(&task.key(), slot - TimeDelta::milliseconds(1))
+            && let Some(entry) = self.entries.get_mut(task)
         {
-            tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "a slot that was cut off could not be given back");
+            entry.settled = entry.settled.min(slot - TimeDelta::milliseconds(1));
         }
+        self.tell_ended(task, slot, ended, now);
         if let Some(entry) = self.entries.get_mut(task) {
             (entry.phase, entry.look, entry.shown) = (Phase::Idle, Some(now), None);
             (entry.tries, entry.began, entry.error) = (0, None, None);
         }
         match task {
-            Task::Run(source) => self.points.ended(&self.policy, source, ended.run),
+            Task::Run(source) => self.points.ended(&self.policy, source, run),
             Task::Prune | Task::Verify => self.points.changed(),
         }
         self.drop_gone();
+    }
+
+    /// Writes down what is to be told of a slot that ended; what can not be is kept.
+    fn tell_ended(&mut self, task: &Task, slot: DateTime<Utc>, ended: Ended, now: DateTime<Utc>) {
+        self.look_around = now;
+        if let Err(e) = tell::ended(&mut self.ledger, &self.policy, task, slot, &ended, now) {
+            tracing::error!(task = task.key(), slot = %slot, error = %e.chain(), "a notice could not be written down yet");
+            self.untold.push((task.clone(), slot, ended));
+            self.cannot_write(now, &e);
+        }
     }
 
     /// What a look into the repository found.
@@ -377,7 +415,8 @@ impl Board {
             return false;
         };
         if let Phase::Resting(slot, _) = entry.phase {
-            // The next try, at once.
+            // One try more, at once.
+            entry.tries = entry.tries.saturating_sub(1);
             (entry.phase, entry.shown, self.changed) = (Phase::Waiting(slot), None, true);
             return true;
         }
@@ -413,17 +452,14 @@ impl Board {
                 && !entry.timetable.was_asked_for(slot, now)
             {
                 let key = task.key();
-                let done = self
-                    .ledger
-                    .end(
-                        &key,
-                        slot,
-                        Outcome::Interrupted,
-                        None,
-                        Some("the daemon stopped before its turn"),
-                        now,
-                    )
-                    .and_then(|()| self.ledger.reopen(&key, slot - TimeDelta::milliseconds(1)));
+                let why = match &entry.error {
+                    Some(error) => {
+                        format!("the daemon was stopped before its next try; the last one failed: {error}")
+                    }
+                    None => "the daemon was stopped before its turn".to_owned(),
+                };
+                let ended = Outcome::Interrupted;
+                let done = self.ledger.end(&key, slot, ended, None, Some(&why), now);
                 if let Err(e) = done {
                     tracing::error!(task = key, slot = %slot, error = %e.chain(), "a slot that waited could not be given back; the next start does it");
                 }
@@ -466,6 +502,7 @@ impl Board {
             }
             self.shown.tasks = tasks;
             self.shown.sources = self.points.shown();
+            self.shown.repository = self.points.failed().cloned();
             self.shown.owed = self.ledger.owed_count().unwrap_or_default();
         }
         &self.shown

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::board::TRY_AGAIN;
 use super::shown::ShownTask;
 use super::task::Task;
 use crate::error::Result;
@@ -83,7 +82,10 @@ pub(super) fn known(ledger: &Ledger, task: &Task) -> Result<(Option<DateTime<Utc
 }
 
 /// Asks the timetable, and writes down what it says before anything is done about it.
-pub(super) fn decide(ledger: &mut Ledger, task: &Task, entry: &mut Entry, now: DateTime<Utc>) {
+///
+/// # Errors
+/// It can not be written down; nothing has changed then.
+pub(super) fn decide(ledger: &mut Ledger, task: &Task, entry: &mut Entry, now: DateTime<Utc>) -> Result<()> {
     let key = task.key();
     let decision = entry.timetable.decide(entry.settled, now);
     if decision.stepped_back {
@@ -93,16 +95,12 @@ pub(super) fn decide(ledger: &mut Ledger, task: &Task, entry: &mut Entry, now: D
         tracing::warn!(task = key, first = %passed.first, last = %passed.last, count = passed.count, why = passed.why.text(), "slots without a run");
     }
     if decision.settled != entry.settled {
-        let written = ledger.settle(&key, decision.settled, &decision.passed, decision.due, now);
-        if let Err(e) = written {
-            tracing::error!(task = key, error = %e.chain(), hint = e.hint_text(), "the daemon's memory can not be written; slots wait");
-            entry.look = Some(now + TRY_AGAIN);
-            return;
-        }
+        ledger.settle(&key, decision.settled, &decision.passed, decision.due, now)?;
         entry.settled = decision.settled;
     }
     match decision.due {
         Some(slot) => (entry.phase, entry.look) = (Phase::Waiting(slot), None),
         None => entry.look = decision.next,
     }
+    Ok(())
 }

@@ -190,7 +190,9 @@ async fn alive(State(seen): State<Seen>) -> Response {
 /// The repository was reached, and every schedule is loaded.
 async fn ready(State(seen): State<Seen>) -> Response {
     let shown = seen.shown();
-    let code = if shown.turned.is_some() && !shown.stopping && shown.tasks.iter().all(|t| t.known) {
+    let asked = shown.memory.is_none() && shown.repository.is_none();
+    let known = shown.tasks.iter().all(|t| t.known);
+    let code = if shown.turned.is_some() && !shown.stopping && asked && known {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -388,6 +390,13 @@ async fn run_now(
         .any(|t| t.key == format!("run {source}"))
     {
         return (StatusCode::NOT_FOUND, "there is no such source on a schedule\n").into_response();
+    }
+    if let Some(why) = seen.shown().memory {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("nothing is begun: {why}\n"),
+        )
+            .into_response();
     }
     let (taken, answer) = oneshot::channel();
     let sent = seen.ask.send(Asked { source, taken }).await;

@@ -114,6 +114,12 @@ pub fn exposition(shown: &Shown) -> String {
     );
     points(&mut family, &shown.sources);
     family(
+        "memory_writable",
+        "gauge",
+        "Whether what happens can be written down; nothing is begun while it can not.",
+        vec![(String::new(), f64::from(u8::from(shown.memory.is_none())))],
+    );
+    family(
         "held_until_timestamp_seconds",
         "gauge",
         "The clock was set back, and nothing starts before this; 0 when it was not.",
@@ -256,6 +262,7 @@ mod tests {
         };
         Shown {
             environment: "test".to_owned(),
+            policy: "/etc/lifeboat/policy.toml".to_owned(),
             zone: chrono_tz::UTC,
             sources: vec![
                 ShownSource {
@@ -266,6 +273,7 @@ mod tests {
                         points: 12,
                         damaged: 1,
                         foreign: 2,
+                        future: 0,
                         oldest: at("2026-10-26T09:00:00Z"),
                         newest: at("2026-11-26T09:00:00Z"),
                         content: 5000,
@@ -285,6 +293,8 @@ mod tests {
             ],
             tasks: vec![task("run app", at("2026-11-26T09:00:02Z")), task("run new", None)],
             reload: Some(("2026-11-26T08:00:00Z".parse().unwrap(), true)),
+            memory: None,
+            repository: None,
             held_until: at("2026-11-26T10:20:00Z"),
             owed: 4,
             turned: Some(Duration::from_secs(1)),
@@ -311,6 +321,7 @@ mod tests {
             "lifeboat_trouble_since_timestamp_seconds{task=\"run app\"} 1795683600",
             "lifeboat_notices_owed 4",
             "lifeboat_held_until_timestamp_seconds 1795688400",
+            "lifeboat_memory_writable 1",
             "lifeboat_config_reload_success 1",
             "# TYPE lifeboat_run_duration_seconds histogram",
             "lifeboat_run_duration_seconds_bucket{task=\"run app\",le=\"1\"} 0",

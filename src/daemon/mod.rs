@@ -25,7 +25,8 @@ use tokio_util::task::AbortOnDropHandle;
 use self::board::{Board, Step};
 use self::task::{Ended, Resolved, Task};
 use crate::error::{Error, Result};
-use crate::jobs::Session;
+use crate::jobs::check::SLOTS_LOOKED_AT;
+use crate::jobs::{self, Session, notices};
 use crate::policy::Policy;
 use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
@@ -96,6 +97,11 @@ pub async fn run(mut given: Given) -> Result<()> {
     let mut work: JoinSet<Done> = JoinSet::new();
     tracing::info!(tasks = board.len(), "the daemon is ready");
     while !session.cancel.is_cancelled() {
+        // Whoever listens to signals beside this one has its turn, also when something is always due here.
+        tokio::task::yield_now().await;
+        if session.cancel.is_cancelled() {
+            break;
+        }
         let now = session.world.clock.now();
         for step in board.turn(now, session.policy.concurrency) {
             begin(&mut work, &session, step);
@@ -193,6 +199,13 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
                     let run = ended.run.map(tracing::field::display);
                     tracing::info!(task = key, slot = rfc3339(slot), run, "a slot is done");
                 }
+                _ if ended.busy => {
+                    tracing::info!(
+                        task = key,
+                        slot = rfc3339(slot),
+                        "somebody runs it by hand; its slot waits"
+                    );
+                }
                 _ if ended.again => {
                     tracing::warn!(
                         task = key,
@@ -229,7 +242,26 @@ pub fn startable(session: &Session) -> Result<()> {
         return Err(Error::usage("nothing in the policy has a schedule")
             .hint("Give a source a schedule, such as \"0 2 * * *\"; or use `backup run` from a timer."));
     }
-    session.require(|key: &str| !key.starts_with("encryption."))
+    session.require(|key: &str| !key.starts_with("encryption."))?;
+    let unusable = notices::unusable(session);
+    if !unusable.is_empty() {
+        let told: Vec<String> = unusable
+            .iter()
+            .map(|f| format!("{}: {}", f.name, f.text))
+            .collect();
+        return Err(Error::usage(told.join("; ")).hint("`backup check` tells more."));
+    }
+    let now = session.world.clock.now();
+    for (name, source) in &session.policy.sources {
+        let timetable = jobs::timetable::of_source(name, source)?;
+        if timetable.is_some_and(|t| t.never_run(now, SLOTS_LOOKED_AT) == SLOTS_LOOKED_AT) {
+            return Err(Error::usage(format!(
+                "no slot of source {name} is ever run: jitter or a blackout puts them off for longer than max_age, or they are skipped"
+            ))
+            .hint("`backup check` tells more."));
+        }
+    }
+    Ok(())
 }
 
 /// Takes the new policy, or keeps the old one and says so.
@@ -237,16 +269,18 @@ fn reload(given: &Given, session: &mut Session, board: &mut Board) {
     let now = session.world.clock.now();
     let loaded = (given.load)().map(Arc::new).and_then(|policy| {
         let (new, old) = (&policy, &session.policy);
-        for (same, what) in [
-            (new.state_dir == old.state_dir, "state.dir"),
-            (new.http.listen == old.http.listen, "http.listen"),
-            (new.http.token == old.http.token, "http.token"),
-        ] {
-            if !same {
-                return Err(
-                    Error::usage(format!("{what} is another one")).hint("Restart the daemon for that.")
-                );
-            }
+        let mut others = vec![
+            ("state.dir", new.state_dir != old.state_dir),
+            ("http.listen", new.http.listen != old.http.listen),
+            ("http.token", new.http.token != old.http.token),
+        ];
+        others.retain(|(_, other)| *other);
+        if !others.is_empty() {
+            let names: Vec<&str> = others.into_iter().map(|(name, _)| name).collect();
+            return Err(
+                Error::usage(format!("there is another {}", names.join(" and another ")))
+                    .hint("Restart the daemon for that."),
+            );
         }
         startable(&Session {
             policy: policy.clone(),

@@ -46,6 +46,8 @@ struct Entry {
     /// When all its points are asked for again.
     look: DateTime<Utc>,
     looking: bool,
+    /// What is being looked for is compared with what was lost meanwhile: it is looked for once more.
+    stale: bool,
     /// Made just now, to be read.
     new: Option<RunId>,
     /// When a run of this state directory ended last, as far as was looked.
@@ -60,6 +62,8 @@ pub struct Points {
     writer: String,
     /// Where the repository is.
     place: String,
+    /// Why the repository could not be asked last; none: it could.
+    failed: Option<String>,
     /// When somebody pruned, held or verified last, as far as was looked.
     touched: Option<DateTime<Utc>>,
 }
@@ -71,6 +75,7 @@ impl Points {
             sources: BTreeMap::new(),
             writer,
             place: String::new(),
+            failed: None,
             touched: None,
         }
     }
@@ -87,13 +92,14 @@ impl Points {
         for (name, source) in &policy.sources {
             let entry = self.sources.entry(name.clone()).or_insert_with(|| {
                 let shown = ledger
-                    .points_summary(name, &self.place, &self.writer)
+                    .points_summary(name, &self.place, &self.writer, now)
                     .unwrap_or_default();
                 Entry {
                     kind: source.kind.name(),
                     objective: None,
                     look: shown.looked.map_or(DateTime::UNIX_EPOCH, |at| at + LOOK_EVERY),
                     looking: false,
+                    stale: false,
                     new: None,
                     ended: shown.looked,
                     shown,
@@ -170,6 +176,7 @@ impl Points {
     pub fn forgotten(&mut self) {
         for entry in self.sources.values_mut() {
             (entry.look, entry.shown) = (DateTime::UNIX_EPOCH, PointsSummary::default());
+            entry.stale = entry.looking;
         }
     }
 
@@ -194,10 +201,14 @@ impl Points {
             return;
         };
         entry.looking = false;
+        if std::mem::take(&mut entry.stale) {
+            return;
+        }
+        self.failed = found.as_ref().err().map(crate::error::Error::chain);
         let all = found.as_ref().is_ok_and(|found| found.all.is_some());
         let written = found.and_then(|found| {
             ledger.looked(name, &found, now)?;
-            ledger.points_summary(name, &self.place, &self.writer)
+            ledger.points_summary(name, &self.place, &self.writer, now)
         });
         match written {
             Ok(shown) => {
@@ -217,6 +228,11 @@ impl Points {
                 entry.look = now + LOOK_AGAIN;
             }
         }
+    }
+
+    /// Why the repository could not be asked last.
+    pub fn failed(&self) -> Option<&String> {
+        self.failed.as_ref()
     }
 
     /// What is known of a source's points.

@@ -36,6 +36,8 @@ pub struct ShownTask {
 pub struct Shown {
     /// Whose data it is.
     pub environment: String,
+    /// Where the policy is, as a shell takes it.
+    pub policy: String,
     /// The zone of the policy.
     pub zone: Tz,
     /// Its tasks, by key.
@@ -46,6 +48,10 @@ pub struct Shown {
     pub reload: Option<(DateTime<Utc>, bool)>,
     /// The clock was set back: nothing starts before this.
     pub held_until: Option<DateTime<Utc>>,
+    /// Why the ledger can not be written, and nothing is begun.
+    pub memory: Option<String>,
+    /// Why the repository could not be asked for points; none: it could, or was not asked yet.
+    pub repository: Option<String>,
     /// Notices that nobody took yet.
     pub owed: u32,
     /// When the loop turned last, since boot.
@@ -85,6 +91,12 @@ impl Shown {
         if let Some((at, key)) = next {
             parts.push(format!("next: {key} at {}", at.format("%Y-%m-%d %H:%M:%SZ")));
         }
+        if let Some(why) = &self.memory {
+            parts.push(format!("nothing is begun: {why}"));
+        }
+        if let Some(why) = &self.repository {
+            parts.push(format!("the repository can not be asked: {why}"));
+        }
         if let Some(until) = self.held_until {
             parts.push(format!(
                 "the clock was set back: nothing starts before {}",
@@ -92,7 +104,7 @@ impl Shown {
             ));
         }
         if self.reload.is_some_and(|(_, taken)| !taken) {
-            parts.push("the policy on disk is bad, an older one is in use".to_owned());
+            parts.push("the policy on disk is not taken, an older one is in use".to_owned());
         }
         parts.join("; ")
     }

@@ -73,6 +73,8 @@ pub struct Ended {
     pub error: Option<String>,
     /// Another try may do it.
     pub again: bool,
+    /// Somebody runs this source by hand: it is waited for, and no try has failed.
+    pub busy: bool,
 }
 
 impl Ended {
@@ -83,6 +85,7 @@ impl Ended {
             run: None,
             error: Some(error.into()),
             again: false,
+            busy: false,
         }
     }
     fn of(e: &Error) -> Self {
@@ -95,6 +98,7 @@ impl Ended {
             run: None,
             error: Some(e.chain()),
             again: false,
+            busy: false,
         }
     }
     fn done(run: Option<RunId>) -> Self {
@@ -103,6 +107,7 @@ impl Ended {
             run,
             error: None,
             again: false,
+            busy: false,
         }
     }
 }
@@ -211,12 +216,14 @@ async fn run_slot(
             run: None,
             error,
             again: false,
+            busy: false,
         },
         RunResult::Failed | RunResult::Skipped => {
             // What only somebody can mend is not tried again.
             let hopeless = [Kind::Usage, Kind::NoRepository, Kind::NoIdentity].map(Kind::exit_code);
             Ended {
                 again: !hopeless.contains(&report.exit_code),
+                busy: report.exit_code == Kind::Busy.exit_code(),
                 ..Ended::failed(error.unwrap_or_else(|| "it failed".to_owned()))
             }
         }
@@ -284,8 +291,9 @@ pub async fn resolve(
             None => Ended {
                 outcome: Outcome::Interrupted,
                 run: None,
-                error: Some("the daemon was killed while it ran".to_owned()),
+                error: Some("the daemon ended before it did".to_owned()),
                 again: false,
+                busy: false,
             },
         };
         ended.push((record.slot, how));

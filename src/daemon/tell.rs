@@ -117,6 +117,8 @@ pub fn looked_up(
 
 /// The trouble of a clock that was set back.
 pub const CLOCK: &str = "clock";
+/// The task of a notice that the daemon's memory was lost.
+const MEMORY: &str = "memory";
 
 /// Whether nothing starts until an instant, since the clock was set back: slots up to there were run already.
 ///
@@ -141,6 +143,20 @@ pub fn clock(
         ..about(policy, CLOCK, Event::Failure, now)
     };
     note(ledger, policy, CLOCK, &turn, notice, now)
+}
+
+/// What the daemon remembered was lost.
+///
+/// # Errors
+/// The ledger.
+pub fn memory_lost(ledger: &mut Ledger, policy: &Policy, error: &str, now: DateTime<Utc>) -> Result<()> {
+    let notice = Notice {
+        error: Some(error.to_owned()),
+        ..about(policy, MEMORY, Event::Failure, now)
+    };
+    note(ledger, policy, MEMORY, &Turn::There, notice, now)?;
+    // It is over as soon as it is told.
+    ledger.forget_trouble(MEMORY)
 }
 
 /// Writes down a ping for every switch.
@@ -260,7 +276,8 @@ fn note(
             (Some(trouble), true)
         }
         (Turn::There, Some(before)) => {
-            let tell = now - before.told >= REMIND;
+            // In the future: it was told before the clock was set back.
+            let tell = now - before.told >= REMIND || before.told > now + REMIND;
             // It is looked at every few seconds, and is one and the same.
             if !tell && notice.event != Event::Failure {
                 return Ok(());

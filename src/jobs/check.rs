@@ -1,5 +1,7 @@
 //! Checks: policy, secrets, access, what the store can do, the sources, the next runs. Everything wrong at once.
 
+use chrono::{DateTime, Utc};
+
 use super::Session;
 use super::backup::open_source;
 use super::report::{CheckReport, CheckedSource, CheckedTask};
@@ -14,7 +16,7 @@ use crate::store::Abilities;
 use crate::types::SourceName;
 
 /// Slots of a source that are looked at for those which are never run.
-const SLOTS_LOOKED_AT: usize = 200;
+pub const SLOTS_LOOKED_AT: usize = 200;
 
 /// What is found, and whether policy or secrets are the cause of an error among it.
 #[derive(Default)]
@@ -56,7 +58,9 @@ pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
     found.push(state(session));
     let abilities = repository(session, &mut found).await;
     if notify {
-        found.list.extend(super::notices::try_all(session).await);
+        let (tried, of_policy) = super::notices::try_all(session).await;
+        found.of_policy |= of_policy;
+        found.list.extend(tried);
     } else {
         let unusable = super::notices::unusable(session);
         found.of_policy |= !unusable.is_empty();
@@ -266,10 +270,27 @@ fn tasks(session: &Session) -> Vec<CheckedTask> {
     checked.collect()
 }
 
+/// A schedule that can not meet the objective.
+fn too_seldom(policy: &SourcePolicy, now: DateTime<Utc>) -> Option<Finding> {
+    let (rpo, interval) = (policy.objective.rpo?, super::status::interval(policy, now)?);
+    let words = |of: std::time::Duration| humantime::format_duration(of).to_string();
+    (interval > rpo).then(|| {
+        Finding::warning(
+            "objective",
+            format!(
+                "its schedule leaves {} between two points, and objective.rpo is {}",
+                words(interval),
+                words(rpo)
+            ),
+            "Run it more often, or raise objective.rpo: it is missed between any two runs.",
+        )
+    })
+}
+
 /// What is said of slots that jitter or a blackout puts off until they are older than `max_age`.
 fn never_run(slots: usize) -> Option<Finding> {
     const HINT: &str = "Raise max_age, or lower jitter, or make the blackout shorter.";
-    let why = "jitter or a blackout puts them off for longer than max_age";
+    let why = "jitter or a blackout puts them off for longer than max_age, or catch_up = \"skip\" passes them over there";
     match slots {
         0 => None,
         SLOTS_LOOKED_AT => Some(Finding::error(
@@ -313,6 +334,7 @@ async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> 
         Ok(Some(timetable)) => {
             let now = session.world.clock.now();
             next_runs = timetable.next_starts(now, 5);
+            findings.list.extend(too_seldom(policy, now));
             let never = never_run(timetable.never_run(now, SLOTS_LOOKED_AT));
             findings.of_policy |= never.as_ref().is_some_and(|f| f.level == Level::Error);
             findings.list.extend(never);

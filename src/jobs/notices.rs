@@ -86,15 +86,21 @@ pub fn unusable(session: &Session) -> Vec<Finding> {
     findings
 }
 
-/// Sends a test to every place of the policy; a finding for each.
-pub async fn try_all(session: &Session) -> Vec<Finding> {
+/// Sends a test to every place of the policy whose secrets are there; a finding for each, and whether the policy is the cause of
+/// one.
+pub async fn try_all(session: &Session) -> (Vec<Finding>, bool) {
     let now = session.world.clock.now();
-    let mut findings = Vec::new();
+    let (mut findings, mut of_policy) = (Vec::new(), false);
     for (name, to) in &session.policy.notify {
-        for kind in to.places.keys() {
+        for (kind, url) in &to.places {
+            // One that is missing is told with the other secrets.
+            let Ok(url) = session.secret(url) else {
+                continue;
+            };
+            let unusable = notify::check(*kind, &url).is_err();
             let told = if kind.is_ping() {
                 Told::Ping(Ping {
-                    beat: Beat::Success,
+                    beat: Beat::Test,
                     task: "check".to_owned(),
                     slot: now,
                     text: "a test: nothing has happened".to_owned(),
@@ -108,15 +114,18 @@ pub async fn try_all(session: &Session) -> Vec<Finding> {
             let what = format!("notify.{name}.{}", kind.name());
             findings.push(match tell(session, to, *kind, &told).await {
                 Ok(()) => Finding::ok(&what, "took a test"),
-                Err(e) => Finding::error(
-                    &what,
-                    e.chain(),
-                    e.hint_text()
-                        .unwrap_or("Is the URL the one that the place gives, and can this host reach it?")
-                        .to_owned(),
-                ),
+                Err(e) => {
+                    of_policy |= unusable;
+                    Finding::error(
+                        &what,
+                        e.chain(),
+                        e.hint_text()
+                            .unwrap_or("Is the URL the one that the place gives, and can this host reach it?")
+                            .to_owned(),
+                    )
+                }
             });
         }
     }
-    findings
+    (findings, of_policy)
 }

@@ -270,6 +270,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         .map(|p| Candidate {
             run: p.commit.run,
             at: p.commit.at,
+            taken: p.commit.taken(),
             damaged: None,
         })
         .collect();
@@ -349,10 +350,16 @@ fn seconds(span: TimeDelta) -> f64 {
     span.num_milliseconds() as f64 / 1000.0
 }
 
-/// How long ago the point's instant was, by the source's clock as it was read beside the host's.
+/// How long ago the point's instant was, by the source's clock as it was read beside the host's; where a clock was wrong, by
+/// the store's.
 fn age(commit: &Commit, now: DateTime<Utc>) -> TimeDelta {
-    let here = now + (commit.clocks.source - commit.clocks.host);
-    (here - commit.at).max(TimeDelta::zero())
+    let taken = commit.taken();
+    let here = if taken == commit.at {
+        now + (commit.clocks.source - commit.clocks.host)
+    } else {
+        now
+    };
+    (here - taken).max(TimeDelta::zero())
 }
 
 /// Neither the repository nor what is backed up is a place to restore to.

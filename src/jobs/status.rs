@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
 use super::last;
@@ -15,6 +15,9 @@ use crate::repository::Repository;
 use crate::schedule::Schedule;
 use crate::state::ledger::{Ledger, Outcome};
 use crate::types::SourceName;
+
+/// A point so far in the future is of a clock that was wrong.
+const FUTURE: TimeDelta = TimeDelta::minutes(5);
 
 /// One sentence, then a line per source.
 ///
@@ -60,6 +63,7 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
             "{all} a recovery point; {blind} without an objective or schedule, so nothing tells when it is too old.{loss}"
         ),
         (_, 0) => format!("{all} a recovery point within the objective.{loss}"),
+        (1, _) => format!("The source needs attention.{loss}"),
         (n, bad) => format!("{bad} of {n} sources need attention.{loss}"),
     };
     Ok(StatusReport {
@@ -112,6 +116,7 @@ async fn source_status(
     }
     let (mut newest, mut newest_finished) = (None, None);
     let mut damaged_points = Vec::new();
+    let mut ahead = 0;
     for point in catalog
         .points
         .values()
@@ -128,9 +133,15 @@ async fn source_status(
         if damaged {
             damaged_points.push(point.commit.run);
         } else {
-            newest = newest.max(Some(point.commit.at));
+            newest = newest.max(Some(point.commit.taken()));
+            ahead += usize::from(point.commit.at > now + FUTURE);
             newest_finished = newest_finished.max(Some(point.commit.finished));
         }
+    }
+    if ahead > 0 {
+        problems.push(format!(
+            "the time of {ahead} of its recovery points lies in the future: a clock was wrong when they were taken"
+        ));
     }
     // Points come oldest first.
     match damaged_points.as_slice() {

@@ -1,19 +1,33 @@
 //! Notices by e-mail: SMTP with TLS.
 
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use lettre::message::header::ContentType;
 use lettre::message::{Mailbox, header};
-use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{
+    AsyncSmtpConnection, AsyncTokioStream, Certificate, Tls, TlsParameters,
+};
+use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::response::Response;
+use lettre::transport::smtp::{SMTP_PORT, SUBMISSION_PORT};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
+use percent_encoding::percent_decode_str;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use url::{Host, Url};
 
 use super::Notice;
 use crate::error::{Error, Result};
 use crate::secret::SecretText;
 
+/// All that a server may say over a notice, bytes.
+const SAID_MAX_BYTES: usize = 256 << 10;
 /// A server that takes longer over a notice has not taken it.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -96,33 +110,142 @@ pub async fn send(
 ) -> Result<()> {
     let server = server(url)?;
     let message = message(to, from, notice)?;
-    let failed = |e| Error::failed("the SMTP server did not take it").because(e);
-    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(server.as_str())
-        .map_err(|_| Error::usage("the SMTP URL can not be read"))?
-        .timeout(Some(PATIENCE));
-    if let Some(path) = ca_file
-        && (server.scheme() == "smtps" || server.query().is_some())
-    {
-        let certificate =
-            Certificate::from_pem(&super::trusted(path)?).map_err(|e| super::unusable(path, e))?;
-        let parameters = TlsParameters::builder(server.host_str().unwrap_or_default().to_owned())
-            .add_root_certificate(certificate)
-            .build_rustls()
-            .map_err(|e| super::unusable(path, e))?;
-        builder = builder.tls(match server.scheme() {
-            "smtps" => Tls::Wrapper(parameters),
-            _ => Tls::Required(parameters),
-        });
-    }
-    let transport = builder.build();
-    match tokio::time::timeout(PATIENCE, transport.send(message)).await {
+    let tls = match ca_file {
+        Some(path) if server.scheme() == "smtps" || server.query().is_some() => {
+            Some(trusting(&server, path)?)
+        }
+        _ => None,
+    };
+    let sent = async {
+        match server.scheme() {
+            "smtps" => wrapped(&server, tls, message).await,
+            _ => greeted(&server, tls, message).await,
+        }
+    };
+    match tokio::time::timeout(PATIENCE, sent).await {
         Ok(Ok(answer)) if answer.is_positive() => Ok(()),
         Ok(Ok(answer)) => Err(Error::failed(format!(
             "the SMTP server answered {}",
             answer.code()
         ))),
-        Ok(Err(e)) => Err(failed(e)),
+        Ok(Err(e)) => Err(e),
         Err(_) => Err(Error::failed("the SMTP server does not answer")),
+    }
+}
+
+fn failed(e: lettre::transport::smtp::Error) -> Error {
+    Error::failed("the SMTP server did not take it").because(e)
+}
+
+/// TLS with certificates of the operator's own.
+fn trusting(server: &Url, path: &Path) -> Result<TlsParameters> {
+    let certificate = Certificate::from_pem(&super::trusted(path)?).map_err(|e| super::unusable(path, e))?;
+    TlsParameters::builder(server.host_str().unwrap_or_default().to_owned())
+        .add_root_certificate(certificate)
+        .build_rustls()
+        .map_err(|e| super::unusable(path, e))
+}
+
+/// TLS from the start: who answers has shown who it is before it says anything.
+async fn wrapped(server: &Url, tls: Option<TlsParameters>, message: Message) -> Result<Response> {
+    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(server.as_str())
+        .map_err(|_| Error::usage("the SMTP URL can not be read"))?
+        .timeout(Some(PATIENCE));
+    if let Some(parameters) = tls {
+        builder = builder.tls(Tls::Wrapper(parameters));
+    }
+    builder.build().send(message).await.map_err(failed)
+}
+
+/// STARTTLS, or no TLS at all on this host: anybody on the way can say anything first, so that much is taken and no more.
+async fn greeted(server: &Url, tls: Option<TlsParameters>, message: Message) -> Result<Response> {
+    let host = server.host_str().unwrap_or_default();
+    let secure = server.query().is_some();
+    let port = server
+        .port()
+        .unwrap_or(if secure { SUBMISSION_PORT } else { SMTP_PORT });
+    let reached = |e| Error::failed("the SMTP server can not be reached").because(e);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((bare, port)).await.map_err(reached)?;
+    let bounded = Bounded {
+        stream,
+        left: SAID_MAX_BYTES,
+    };
+    let hello = ClientId::default();
+    let mut connection = AsyncSmtpConnection::connect_with_transport(Box::new(bounded), &hello)
+        .await
+        .map_err(failed)?;
+    if secure {
+        let tls = match tls {
+            Some(tls) => tls,
+            None => TlsParameters::new_rustls(host.to_owned()).map_err(failed)?,
+        };
+        connection.starttls(tls, &hello).await.map_err(failed)?;
+    }
+    if !server.username().is_empty() {
+        let plain = |text: &str| {
+            percent_decode_str(text)
+                .decode_utf8()
+                .map(std::borrow::Cow::into_owned)
+                .map_err(|_| Error::usage("the SMTP URL can not be read"))
+        };
+        let password = plain(server.password().unwrap_or_default())?;
+        let credentials = Credentials::new(plain(server.username())?, password);
+        let mechanisms = [Mechanism::Plain, Mechanism::Login];
+        connection.auth(&mechanisms, &credentials).await.map_err(failed)?;
+    }
+    let sent = connection.send(message.envelope(), &message.formatted()).await;
+    connection.abort().await;
+    sent.map_err(failed)
+}
+
+/// A connection whose other end may say so much and no more.
+#[derive(Debug)]
+struct Bounded {
+    stream: TcpStream,
+    left: usize,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let most = self.left.min(buffer.remaining());
+        if most == 0 && buffer.remaining() > 0 {
+            return Poll::Ready(Err(io::Error::other("it says more than an SMTP server has to")));
+        }
+        let mut part = buffer.take(most);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut part))?;
+        let read = part.filled().len();
+        self.left -= read;
+        // What `take` gave is the same memory, filled.
+        let bytes = part.filled().to_vec();
+        buffer.put_slice(&bytes);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl AsyncTokioStream for Bounded {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
     }
 }
 

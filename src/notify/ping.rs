@@ -16,6 +16,8 @@ pub enum Beat {
     Success,
     /// It is not, or something else is amiss.
     Fail,
+    /// Somebody tries whether the switch hears.
+    Test,
 }
 
 /// A ping.
@@ -60,7 +62,8 @@ impl Ping {
         if kind == PlaceKind::Push {
             let status = match self.beat {
                 Beat::Start => return None,
-                Beat::Success => "up",
+                // It knows no beat that says nothing: a test counts as one.
+                Beat::Success | Beat::Test => "up",
                 Beat::Fail => "down",
             };
             // The page of Uptime Kuma gives a URL with these in it.
@@ -80,6 +83,8 @@ impl Ping {
             Beat::Start => Some("start"),
             Beat::Success => None,
             Beat::Fail => Some("fail"),
+            // Written down there, and nothing more.
+            Beat::Test => Some("log"),
         };
         if let Some(end) = end {
             url.path_segments_mut().ok()?.pop_if_empty().push(end);

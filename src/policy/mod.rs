@@ -63,9 +63,45 @@ pub fn load(path: &Path, lookup: Lookup<'_>) -> Result<Policy> {
 pub fn state_dir_of(path: Option<&Path>, lookup: Lookup<'_>) -> PathBuf {
     let named = path.and_then(|path| {
         let text = std::fs::read_to_string(path).ok()?;
-        let table: toml::Table = text.parse().ok()?;
+        // Of one that is not even TOML, the section of its own.
+        let table: toml::Table = text.parse().or_else(|_| section(&text, "state").parse()).ok()?;
         let dir = table.get("state")?.get("dir")?.as_str()?;
         Some(path.parent().unwrap_or(Path::new("")).join(dir))
     });
     parse::state_dir(named, lookup)
+}
+
+/// The lines of a section of a text that may not be TOML elsewhere.
+fn section(text: &str, name: &str) -> String {
+    let head = format!("[{name}]");
+    let mut lines = text.lines().skip_while(|line| line.trim() != head);
+    let first = lines.next().map(str::to_owned);
+    let rest = lines.take_while(|line| !line.trim_start().starts_with('['));
+    first
+        .into_iter()
+        .chain(rest.map(str::to_owned))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_directory_of_a_policy_that_is_not_even_toml_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        for text in [
+            "[state]\ndir = \"here\"\n\n[source.app]\nkind =\n",
+            "environment = \n[source.app]\nkind = 'x\n[state]\ndir = \"here\"",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(
+                state_dir_of(Some(&path), &|_: &str| None),
+                dir.path().join("here"),
+                "{text}"
+            );
+        }
+    }
 }

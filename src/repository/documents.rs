@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -113,10 +113,27 @@ pub struct Clocks {
     pub spread_ms: u64,
 }
 
+/// Clocks that are further apart than this are not a little off: one was wrong.
+const WRONG_MS: i64 = 60_000;
+
 impl Clocks {
     /// Source clock minus store clock, milliseconds.
     pub fn source_minus_store_ms(&self) -> i64 {
         (self.source - self.store).num_milliseconds()
+    }
+}
+
+impl Commit {
+    /// When the point was taken: its own time, or, where the source's clock was wrong then, what the store's clock said.
+    pub fn taken(&self) -> DateTime<Utc> {
+        let offset = self.clocks.source_minus_store_ms();
+        let spread = i64::try_from(self.clocks.spread_ms).unwrap_or(i64::MAX);
+        if offset.saturating_abs() > WRONG_MS.saturating_add(spread) {
+            let right = self.at.checked_sub_signed(TimeDelta::milliseconds(offset));
+            right.unwrap_or(self.at)
+        } else {
+            self.at
+        }
     }
 }
 

@@ -152,7 +152,8 @@ impl Timetable {
         });
         let mut starts: Vec<DateTime<Utc>> = Vec::new();
         // Slots of one blackout start together, once.
-        for start in slots.take(count * 1500).map(|slot| self.start(slot)) {
+        let slots = slots.take(count * 1500).filter(|slot| self.ever_runs(*slot));
+        for start in slots.map(|slot| self.start(slot)) {
             if start > now && starts.last() != Some(&start) {
                 starts.push(start);
             }
@@ -169,6 +170,7 @@ impl Timetable {
         let slots = std::iter::successors(self.schedule.next(after), |slot| self.schedule.next(*slot));
         slots
             .take(1500)
+            .filter(|slot| self.ever_runs(*slot))
             .map(|slot| self.start(slot))
             .find(|start| *start > now)
     }
@@ -182,8 +184,13 @@ impl Timetable {
     /// Of so many next slots, how many are never run: jitter or a blackout puts them off until they are too old.
     pub fn never_run(&self, now: DateTime<Utc>, count: usize) -> usize {
         let slots = self.schedule.next_slots(now, count);
-        let too_old = |slot: &&DateTime<Utc>| **slot < self.oldest(self.start(**slot));
-        slots.iter().filter(too_old).count()
+        slots.iter().filter(|slot| !self.ever_runs(**slot)).count()
+    }
+
+    /// Whether a slot is run at all, when nothing comes between.
+    fn ever_runs(&self, slot: DateTime<Utc>) -> bool {
+        let start = self.start(slot);
+        matches!(self.fate(slot, self.oldest(start), start), Fate::Run)
     }
 
     /// Slots before this are too old to be run.

@@ -129,6 +129,14 @@ pub struct SlotRecord {
 pub struct Ledger {
     db: Connection,
     place: Place,
+    /// The file that was opened: device and number.
+    file: Option<(u64, u64)>,
+}
+
+/// Which file is at a path now; none: none that can be looked at.
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
 /// Where it is, and whether it was found to be damaged.
@@ -213,6 +221,7 @@ impl Ledger {
         Ok(Self {
             db,
             place: Place::of(path),
+            file: file_id(path),
         })
     }
 
@@ -233,18 +242,33 @@ impl Ledger {
         Ok(Self {
             db,
             place: Place::of(&path),
+            file: file_id(&path),
         })
     }
 
-    /// Waits for who holds it, and says whether it can be written now: who has many things to write asks once.
+    /// Waits for who holds it, and says whether it can be written now: who has many things to write asks once. `truly`: by
+    /// writing something, which a full disk refuses.
     ///
     /// # Errors
-    /// It can not: another process holds it, or it is damaged.
-    pub fn ready(&mut self) -> Result<()> {
+    /// It can not: another process holds it, it is damaged, or its file is gone.
+    pub fn ready(&mut self, truly: bool) -> Result<()> {
+        if file_id(&self.place.path) != self.file {
+            self.place.damaged.store(true, Ordering::Relaxed);
+            return Err(cannot(
+                &self.place.path,
+                "somebody removed the file, or put another one in its place",
+            ));
+        }
         let change = rusqlite::TransactionBehavior::Immediate;
-        let ready = self.db.transaction_with_behavior(change);
-        let ready = ready.and_then(|nothing| nothing.rollback());
-        ready.map_err(|e| self.place.cannot(e))
+        let change = self.db.transaction_with_behavior(change);
+        let written = change.and_then(|change| {
+            if !truly {
+                return change.rollback();
+            }
+            change.execute("UPDATE job SET settled = settled", [])?;
+            change.commit()
+        });
+        written.map_err(|e| self.place.cannot(e))
     }
 
     /// SQLite found it damaged since it was opened.
@@ -252,18 +276,20 @@ impl Ledger {
         self.place.damaged.load(Ordering::Relaxed)
     }
 
-    /// Puts one that was found damaged aside, and begins a new one: `false` when SQLite finds nothing wrong with it any more.
+    /// Puts one that was found damaged aside, and begins a new one: `false` when SQLite finds nothing wrong with it any more,
+    /// and it is the file that was used.
     ///
     /// # Errors
     /// As [`Self::open`]; then it can not be used until this succeeds.
     pub fn rebuild(&mut self) -> Result<bool> {
         let path = self.place.path.clone();
         let state = path.parent().unwrap_or(Path::new("."));
+        let same = file_id(&path) == self.file;
         // The old connection first: when it is closed it removes the log, by its name.
         self.db = Connection::open_in_memory().map_err(|e| self.place.cannot(e))?;
         let (new, rebuilt) = Self::open(state)?;
         *self = new;
-        Ok(rebuilt)
+        Ok(rebuilt || !same)
     }
 
     fn failed(&self, e: rusqlite::Error) -> Error {
@@ -350,7 +376,7 @@ impl Ledger {
             .map_err(|e| place.cannot(e))
     }
 
-    /// The run of a slot ended.
+    /// The run of a slot ended. One that was cut off is open again, and run once more, in the same transaction.
     ///
     /// # Errors
     /// The database; nothing is changed then.
@@ -376,6 +402,14 @@ impl Ledger {
         };
         let sql =
             "UPDATE slot SET outcome = ?3, ended = ?4, run = ?5, error = ?6 WHERE job = ?1 AND slot = ?2";
+        if outcome == Outcome::Interrupted {
+            change
+                .execute(
+                    "UPDATE job SET settled = min(settled, ?2) WHERE name = ?1",
+                    params![job, slot.timestamp_millis() - 1],
+                )
+                .map_err(|e| place.cannot(e))?;
+        }
         let now = now.timestamp_millis();
         let run = run.map(|r| r.to_string());
         let values = params![job, slot.timestamp_millis(), outcome.name(), now, run, error];
@@ -390,20 +424,6 @@ impl Ledger {
             .and_then(|_| change.execute(ended, params![job, now]))
             .map_err(|e| place.cannot(e))?;
         change.commit().map_err(|e| place.cannot(e))
-    }
-
-    /// Slots from here on are open again: one that a crash cut off is run once more.
-    ///
-    /// # Errors
-    /// The database.
-    pub fn reopen(&self, job: &str, settled: DateTime<Utc>) -> Result<()> {
-        self.db
-            .execute(
-                "UPDATE job SET settled = min(settled, ?2) WHERE name = ?1",
-                params![job, settled.timestamp_millis()],
-            )
-            .map(drop)
-            .map_err(|e| self.failed(e))
     }
 
     /// Slots whose runs are under way: at the start of a daemon, those that a crash cut off.
@@ -489,9 +509,11 @@ fn is_damage(e: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     if e.is::<Unsound>() {
         return true;
     }
-    e.downcast_ref::<rusqlite::Error>()
-        .and_then(rusqlite::Error::sqlite_error_code)
-        .is_some_and(|code| matches!(code, DatabaseCorrupt | NotADatabase))
+    let error = e.downcast_ref::<rusqlite::Error>();
+    // A row that nobody could have written.
+    let unreadable = matches!(error, Some(rusqlite::Error::FromSqlConversionFailure(..)));
+    let code = error.and_then(rusqlite::Error::sqlite_error_code);
+    unreadable || code.is_some_and(|code| matches!(code, DatabaseCorrupt | NotADatabase))
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<SlotRecord> {
@@ -516,111 +538,4 @@ fn record(row: &Row<'_>) -> rusqlite::Result<SlotRecord> {
 }
 
 #[cfg(test)]
-mod tests {
-    use chrono::TimeDelta;
-
-    use super::*;
-    use crate::schedule::due::Why;
-
-    fn at(minute: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_800_000_000 + minute * 60, 0).unwrap()
-    }
-
-    #[test]
-    fn a_slot_is_there_before_its_run_and_after_a_restart() {
-        let state = tempfile::tempdir().unwrap();
-        let (mut ledger, rebuilt) = Ledger::open(state.path()).unwrap();
-        assert!(!rebuilt);
-        assert_eq!(ledger.settled("run app").unwrap(), None);
-        let passed = Passed {
-            first: at(0),
-            last: at(3),
-            count: 4,
-            more: false,
-            why: Why::MadeGood,
-        };
-        ledger
-            .settle("run app", at(4), &[passed], Some(at(4)), at(5))
-            .unwrap();
-        drop(ledger);
-        let (mut ledger, _) = Ledger::open(state.path()).unwrap();
-        assert_eq!(ledger.settled("run app").unwrap(), Some(at(4)));
-        assert_eq!(
-            ledger.passed_since("run app", at(0)).unwrap(),
-            [(Why::MadeGood.text().to_owned(), 4)]
-        );
-        let left = ledger.under_way().unwrap();
-        assert_eq!(
-            (left.len(), left[0].slot, left[0].outcome),
-            (1, at(4), Outcome::Running)
-        );
-        // Begun again, it is the same slot.
-        ledger.settle("run app", at(4), &[], Some(at(4)), at(6)).unwrap();
-        ledger
-            .end("run app", at(4), Outcome::Failed, None, Some("no room"), at(7))
-            .unwrap();
-        assert!(ledger.under_way().unwrap().is_empty());
-        let all = ledger.since("run app", at(0)).unwrap();
-        let totals = ledger.totals("run app").unwrap();
-        assert_eq!((totals.passed, totals.failed, totals.done), (4, 1, 0));
-        assert_eq!((totals.last_begun, totals.last_done), (Some(at(6)), None));
-        assert_eq!(
-            (all.len(), all[0].tries, all[0].error.as_deref()),
-            (1, 2, Some("no room"))
-        );
-        let mode = std::os::unix::fs::PermissionsExt::mode(
-            &std::fs::metadata(state.path().join(FILE)).unwrap().permissions(),
-        );
-        assert_eq!(mode & 0o777, 0o600);
-        // A year and more later nothing of it is left.
-        ledger
-            .settle(
-                "run app",
-                at(9),
-                &[],
-                None,
-                at(9) + TimeDelta::days(KEPT_DAYS + 1),
-            )
-            .unwrap();
-        assert!(ledger.since("run app", at(0)).unwrap().is_empty());
-    }
-
-    #[test]
-    fn one_that_is_damaged_behind_its_head_is_put_aside_too() {
-        let state = tempfile::tempdir().unwrap();
-        let path = state.path().join(FILE);
-        let (mut ledger, _) = Ledger::open(state.path()).unwrap();
-        for minute in 0..300 {
-            ledger
-                .settle("run app", at(minute), &[], Some(at(minute)), at(minute))
-                .unwrap();
-        }
-        drop(ledger);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[3 * 4096..4 * 4096].fill(0x5A);
-        std::fs::write(&path, bytes).unwrap();
-        let (ledger, rebuilt) = Ledger::open(state.path()).unwrap();
-        assert!(rebuilt && ledger.settled("run app").unwrap().is_none());
-    }
-
-    #[test]
-    fn a_damaged_one_is_put_aside_and_a_newer_one_left_alone() {
-        let state = tempfile::tempdir().unwrap();
-        let path = state.path().join(FILE);
-        std::fs::write(&path, [7u8; 5000]).unwrap();
-        let (ledger, rebuilt) = Ledger::open(state.path()).unwrap();
-        assert!(rebuilt);
-        assert!(state.path().join("daemon.db.damaged").exists());
-        ledger.db.pragma_update(None, "user_version", 99).unwrap();
-        drop(ledger);
-        let error = Ledger::open(state.path()).unwrap_err();
-        assert!(error.message().contains("newer"), "{error:?}");
-        assert_eq!(
-            Connection::open(&path)
-                .unwrap()
-                .query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0))
-                .unwrap(),
-            99
-        );
-    }
-}
+mod tests;

@@ -159,7 +159,11 @@ async fn a_test_notice_is_sent_by_check_and_what_does_not_come_through_is_told()
     let taken = place.taken();
     let hook = taken.iter().find(|t| t.0 == "/hook").unwrap();
     assert_eq!(serde_json::from_str::<Value>(&hook.2).unwrap()["test"], true);
-    assert!(taken.iter().any(|t| t.0.starts_with("/beat?rid=")), "{taken:?}");
+    // To the log of the switch: a test is no beat.
+    assert!(
+        taken.iter().any(|t| t.0.starts_with("/beat/log?rid=")),
+        "{taken:?}"
+    );
     deaf.status.store(200, Ordering::SeqCst);
     assert_eq!(check(&port.site, &["check", "--notify"]).code, 0);
     assert!(deaf.taken()[0].2.contains("a test, nothing has happened"));

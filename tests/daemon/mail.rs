@@ -221,3 +221,35 @@ async fn nothing_is_said_to_a_server_that_is_not_who_it_says() {
     assert_eq!(here.taken().len(), 1);
     port.stop().await;
 }
+
+#[test]
+fn a_server_that_never_stops_talking_fills_no_memory() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("smtp://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let poured = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (line, mut sum) = ([b'2'; 1 << 16], 0u64);
+        // A greeting without an end, until somebody has heard enough.
+        while stream.write_all(&line).is_ok() {
+            sum += line.len() as u64;
+        }
+        sum
+    });
+    let port = Port::new(245, "0 * * * *", "");
+    tell(
+        &port,
+        &format!(
+            "email = \"ops@example.net\"\nsmtp = {}",
+            secret(&port, "smtp", &url)
+        ),
+    );
+    let said = harness::run(&mut port.site.backup(&["check", "--notify"]));
+    assert_eq!(said.code, 1, "{said}");
+    assert!(
+        said.stdout.contains("it says more than an SMTP server has to"),
+        "{said}"
+    );
+    let poured = poured.join().unwrap();
+    // What the system holds on the way, beside what was taken.
+    assert!(poured < 64 << 20, "{poured} bytes were taken");
+}

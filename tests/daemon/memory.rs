@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 use lifeboat::state::ledger::Outcome;
 
 use crate::harness;
+use crate::notices::{Place, all_told, hours, secret, tell};
 use crate::world::{Port, at};
 
 /// Writes over the middle of every page, in the database and in its log.
@@ -204,5 +205,164 @@ async fn what_is_run_expired_or_held_by_hand_is_seen_at_once() {
     assert!(kept < 3);
     looks(&mut port);
     port.until(|shown| shown.sources[0].points.points == kept).await;
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_set_back_while_the_memory_is_held_is_noticed_when_it_is_free() {
+    let mut port = Port::new(267, "* * * * *", "");
+    port.start();
+    port.rest().await;
+    port.advance(TimeDelta::minutes(1)).await;
+    assert_eq!(port.slots().len(), 1);
+    let db = rusqlite::Connection::open(port.site.path("state/daemon.db")).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    port.clock.set(at("2026-11-23T00:00:10Z"));
+    for _ in 0..2 {
+        let shown = port.until(|_| true).await;
+        assert!(shown.memory.is_some(), "it is told");
+    }
+    db.execute_batch("ROLLBACK").unwrap();
+    port.clock.advance(TimeDelta::seconds(2));
+    port.rest_in_time().await;
+    for minute in 1..4 {
+        port.clock.advance(TimeDelta::minutes(1));
+        port.rest_in_time().await;
+        assert_eq!(port.slots().len(), 1 + minute, "slots go on from then");
+    }
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_that_was_owed_before_the_clock_was_set_back_holds_up_no_other() {
+    let mut port = Port::new(268, "0 * * * *", "");
+    let place = Place::new();
+    place.status.store(503, std::sync::atomic::Ordering::SeqCst);
+    let webhook = secret(&port, "webhook", &place.address);
+    tell(&port, &format!("webhook = {webhook}"));
+    port.clock.set(at("2026-11-29T00:00:30Z"));
+    port.start();
+    port.rest().await;
+    std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
+    hours(&mut port, 1).await;
+    port.until(|shown| shown.owed == 1).await;
+    // It waits for its next try, three days from now.
+    port.clock.set(at("2026-11-26T00:00:30Z"));
+    std::fs::rename(port.site.path("away"), port.site.path("repository")).unwrap();
+    place.status.store(200, std::sync::atomic::Ordering::SeqCst);
+    for _ in 0..2 {
+        port.clock.advance(TimeDelta::minutes(61));
+        port.rest_in_time().await;
+    }
+    port.until(all_told).await;
+    port.stop().await;
+    let events = place.events();
+    assert_eq!(events.first().map(String::as_str), Some("failure"), "{events:?}");
+    assert!(events.iter().any(|e| e == "recovery"), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_that_is_removed_while_it_is_used_is_rebuilt_and_told() {
+    let mut port = Port::new(269, "0 * * * *", "");
+    let place = Place::new();
+    let webhook = secret(&port, "webhook", &place.address);
+    tell(&port, &format!("webhook = {webhook}"));
+    port.start();
+    port.rest().await;
+    port.advance(TimeDelta::hours(1)).await;
+    for suffix in ["", "-wal", "-shm"] {
+        std::fs::remove_file(port.site.path(&format!("state/daemon.db{suffix}"))).unwrap();
+    }
+    for hour in 2..4 {
+        port.clock.advance(TimeDelta::hours(1));
+        port.rest_in_time().await;
+        assert_eq!(port.slots().len(), hour);
+    }
+    let shown = port.until(all_told).await;
+    assert_eq!(shown.sources[0].points.points, 3);
+    port.stop().await;
+    let told = place.taken();
+    assert!(
+        told[0].2.contains("\"task\":\"memory\"") && told[0].2.contains("what was to be told then is lost"),
+        "{told:?}"
+    );
+    let slots = port
+        .ledger()
+        .since("run app", at("2026-11-26T00:00:00Z"))
+        .unwrap();
+    assert!(slots.len() >= 2, "it is on disk: {slots:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_can_not_be_told_of_yet_is_told_later() {
+    let mut port = Port::new(270, "0 * * * *", "");
+    let place = Place::new();
+    let webhook = secret(&port, "webhook", &place.address);
+    tell(&port, &format!("webhook = {webhook}"));
+    port.start();
+    port.rest().await;
+    std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
+    // How a slot ended can be written down, and a notice of it can not.
+    let db = rusqlite::Connection::open(port.site.path("state/daemon.db")).unwrap();
+    db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    db.execute_batch("CREATE TRIGGER no BEFORE INSERT ON trouble BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .unwrap();
+    port.clock.advance(TimeDelta::hours(1));
+    let shown = port
+        .until(|shown| shown.tasks[0].totals.failed == 1 && shown.memory.is_some())
+        .await;
+    assert_eq!(shown.owed, 0);
+    db.execute_batch("DROP TRIGGER no").unwrap();
+    port.clock.advance(TimeDelta::seconds(20));
+    port.until(|shown| shown.memory.is_none() && all_told(shown))
+        .await;
+    port.stop().await;
+    assert_eq!(place.events(), ["failure"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_for_is_run_also_where_missed_slots_are_skipped() {
+    let mut port = Port::new(274, "*/10 * * * *", "catch_up = \"skip\"");
+    port.start();
+    port.rest().await;
+    assert!(port.ask_to_run().await);
+    port.kill().await;
+    let before = port.slots().len();
+    // A slot of the schedule comes by meanwhile, and is skipped.
+    port.clock.advance(TimeDelta::minutes(13));
+    port.start();
+    port.rest_in_time().await;
+    port.stop().await;
+    assert_eq!(port.slots().len(), 1.max(before), "{:?}", port.slots());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_by_hand_is_waited_for_and_no_try_fails() {
+    let mut port = Port::new(275, "0 * * * *", "");
+    port.start();
+    port.rest().await;
+    let document = std::fs::read_to_string(port.site.path("repository/lifeboat.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_str(document.lines().next().unwrap()).unwrap();
+    let id = document["id"]
+        .as_str()
+        .or(document["repository"].as_str())
+        .unwrap()
+        .parse()
+        .unwrap();
+    let state = lifeboat::state::StateDir::open(&port.site.path("state")).unwrap();
+    let by_hand = state.lock_source(id, &"app".parse().unwrap()).unwrap();
+    port.clock.advance(TimeDelta::hours(1));
+    for _ in 0..6 {
+        port.until(|shown| shown.tasks[0].waiting.is_some() && shown.tasks[0].running.is_none())
+            .await;
+        port.clock.advance(TimeDelta::seconds(31));
+    }
+    let shown = port.until(|_| true).await;
+    assert_eq!((shown.tasks[0].totals.failed, &shown.tasks[0].failed), (0, &None));
+    drop(by_hand);
+    port.clock.advance(TimeDelta::seconds(31));
+    let shown = port.rest_in_time().await;
+    assert_eq!((shown.tasks[0].totals.done, shown.tasks[0].totals.failed), (1, 0));
+    assert_eq!(port.slots(), [at("2026-11-26T01:00:00Z")]);
     port.stop().await;
 }

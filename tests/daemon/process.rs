@@ -236,7 +236,7 @@ fn systemd_is_told_when_it_asks() {
     signal(&daemon, rustix::process::Signal::HUP);
     // systemctl waits from one to the other, also where the policy is bad.
     assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
-    assert!(heard("READY=1").contains("the policy on disk is bad"));
+    assert!(heard("READY=1").contains("the policy on disk is not taken"));
     // It is alive all the same, and found though its policy is not good.
     harness::run_ok(&mut site.backup(&["status", "--alive"]));
     // What only a restart can take is not taken, and told.
@@ -247,14 +247,14 @@ fn systemd_is_told_when_it_asks() {
         heard("RELOADING=1");
         assert!(heard("READY=1").contains(word), "{word}");
     };
-    taken(good.replace(&port.to_string(), &other), "is bad");
-    taken(good.replace("T_TOKEN", "T_KEY"), "is bad");
-    taken(good.replace("schedule = \"0 * * * *\"\n", ""), "is bad");
+    taken(good.replace(&port.to_string(), &other), "is not taken");
+    taken(good.replace("T_TOKEN", "T_KEY"), "is not taken");
+    taken(good.replace("schedule = \"0 * * * *\"\n", ""), "is not taken");
     until(port, "/metrics", "lifeboat_config_reload_success 0");
     write_file(site.dir.path(), "policy.toml", &good);
     signal(&daemon, rustix::process::Signal::HUP);
     heard("RELOADING=1");
-    assert!(!heard("READY=1").contains("bad"));
+    assert!(!heard("READY=1").contains("not taken"));
     until(port, "/metrics", "lifeboat_config_reload_success 1");
     signal(&daemon, rustix::process::Signal::TERM);
     heard("STOPPING=1");
@@ -403,7 +403,7 @@ fn a_full_state_directory_makes_slots_wait_and_loses_none() {
          $B --log-format json daemon 2>log & daemon=$!
          said 'a slot is done' || exit 90
          dd if=/dev/zero of=state/filler bs=4k 2>/dev/null
-         said 'slots wait' || exit 91
+         said 'nothing is begun until it can' || exit 91
          $B -q status --alive || exit 92
          kill -0 $daemon || exit 93
          cp log log.full; rm state/filler; kill -HUP $daemon
@@ -469,4 +469,25 @@ fn connections_that_say_nothing_stop_neither_health_nor_runs() {
     drop(idle);
     signal(&daemon, rustix::process::Signal::TERM);
     assert_eq!(end(daemon).code, 0);
+}
+
+#[test]
+fn a_daemon_whose_memory_is_held_hears_that_it_is_to_end() {
+    let (site, port) = site(220);
+    let daemon = site.start(&["daemon"]);
+    until(port, "/readyz", "next:");
+    let db = rusqlite::Connection::open(site.path("state/daemon.db")).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    db.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let answer = until(port, "/readyz", "nothing is begun");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let asked = ask(port, "POST", "/sources/app/run", TOKEN, "").unwrap();
+    assert!(asked.starts_with("HTTP/1.1 503"), "{asked}");
+    until(port, "/metrics", "lifeboat_memory_writable 0");
+    signal(&daemon, rustix::process::Signal::TERM);
+    // It ends while the memory is held.
+    let said = end(daemon);
+    assert_eq!(said.code, 0, "{said}");
+    assert!(said.stderr.contains("the daemon stops"), "{said}");
+    db.execute_batch("ROLLBACK").unwrap();
 }

@@ -230,7 +230,7 @@ async fn a_bad_policy_is_not_taken_and_a_good_one_is() {
         .until(|shown| shown.reload.is_some_and(|(_, taken)| !taken))
         .await;
     assert!(
-        shown.sentence().contains("the policy on disk is bad"),
+        shown.sentence().contains("the policy on disk is not taken"),
         "{}",
         shown.sentence()
     );

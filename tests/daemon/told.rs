@@ -156,3 +156,85 @@ async fn check_tells_places_whose_urls_can_not_be_used_without_sending_anything(
     }
     assert!(!format!("{told}").contains("hunter2"), "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_that_a_blackout_skips_for_ever_are_told_and_have_no_next_run() {
+    let mut port = Port::new(
+        276,
+        "0 9 * * *",
+        "catch_up = \"skip\"\nblackout = [\"08:30-09:30\"]",
+    );
+    let told = said(&port, &["--json", "check"]);
+    assert_eq!(told.code, 2, "{told}");
+    let source = told.json()["sources"][0].clone();
+    assert!(
+        source["findings"].to_string().contains("its slots are never run"),
+        "{source}"
+    );
+    assert_eq!(source["next_runs"], Value::Array(Vec::new()), "{source}");
+    // Nor does a daemon take such a policy: at its start, or by a reload.
+    assert_eq!(said(&port, &["daemon"]).code, 2);
+    port.schedule("0 9 * * *", "");
+    port.start();
+    port.rest().await;
+    port.schedule(
+        "0 9 * * *",
+        "jitter = \"0s\"\ncatch_up = \"skip\"\nblackout = [\"08:30-09:30\"]",
+    );
+    port.ask_to_reload();
+    let shown = port.until(|shown| shown.reload.is_some()).await;
+    assert_eq!(shown.reload.map(|(_, taken)| taken), Some(false));
+    port.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_can_not_meet_its_objective_is_told() {
+    let port = Port::new(277, "0 2 * * *", "objective = { rpo = \"3m\" }");
+    let told = said(&port, &["check"]);
+    assert_eq!(told.code, 0, "{told}");
+    let words = "its schedule leaves 1day between two points, and objective.rpo is 3m";
+    assert!(told.stdout.contains(words), "{told}");
+    port.schedule("0 2 * * *", "objective = { rpo = \"24h\" }");
+    assert!(!said(&port, &["check"]).stdout.contains("its schedule leaves"));
+}
+
+/// A command of ours on a clock that is so far ahead.
+fn ahead(port: &Port, by: &str, args: &[&str]) -> Said {
+    let mut command = port.site.backup(args);
+    command
+        .env("LD_PRELOAD", harness::binary("libfaketime"))
+        .env("NO_FAKE_STAT", "1")
+        .env("FAKETIME", by);
+    harness::run(&mut command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_of_a_clock_that_was_ahead_is_not_the_latest_and_hides_no_silence() {
+    let mut port = Port::new(278, "0 2 * * *", "objective = { rpo = \"24h\" }");
+    port.site.json(&["run"]);
+    assert_eq!(ahead(&port, "+30d", &["run"]).code, 0);
+    port.site.change();
+    let newest = port.site.json(&["run"])["runs"][0]["run"].clone();
+    let to = port.site.path("restored");
+    let plan = port
+        .site
+        .json(&["restore", "app", "--at", "latest", "--to", to.to_str().unwrap()]);
+    assert_eq!(plan["run"], newest, "{plan}");
+    let tree = harness::tree(&to);
+    assert!(
+        port.site.unlike_source(&tree).is_empty(),
+        "{:?}",
+        port.site.unlike_source(&tree)
+    );
+    let status = said(&port, &["status"]);
+    assert_eq!(status.code, 1, "{status}");
+    assert!(status.stdout.contains("lies in the future"), "{status}");
+    // Days later, nothing has run: that is told, whatever the point of the future says.
+    let status = ahead(&port, "+20d", &["status"]);
+    assert_eq!(status.code, 1, "{status}");
+    assert!(
+        status.stdout.contains("the newest recovery point is 19days")
+            || status.stdout.contains("the newest recovery point is 20days"),
+        "{status}"
+    );
+}

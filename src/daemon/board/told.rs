@@ -10,9 +10,8 @@ use crate::daemon::task::Task;
 use crate::daemon::tell;
 use crate::error::{Kind, Result};
 use crate::state::ledger::notices::Owed;
+use crate::state::ledger::points::FUTURE;
 
-/// A point so far in the future is of a clock that is wrong.
-pub const FUTURE: TimeDelta = TimeDelta::minutes(5);
 /// A source is not quiet before so long, however often it runs.
 const QUIET_LEAST: TimeDelta = TimeDelta::hours(1);
 /// Notices that are delivered at once.
@@ -30,8 +29,7 @@ impl Board {
             let told = self.ledger.totals(&task.key()).and_then(|totals| {
                 let points = self.points.of(source).copied().unwrap_or_default();
                 // Before the repository was asked, what this daemon did is all that is known.
-                // One in the future is a clock's fault, and says nothing of now.
-                let newest = points.newest.filter(|at| *at <= now + FUTURE);
+                let newest = points.newest;
                 let (since, never) = if points.first_looked.is_some() {
                     (newest.or(points.first_looked), newest.is_none())
                 } else {
@@ -41,7 +39,8 @@ impl Board {
                     let age = (since.map(|at| now - at), never);
                     tell::objective(&mut self.ledger, &self.policy, task, age, rpo, now)?;
                 }
-                let heard = totals.last_ended.max(points.first_looked);
+                // What was written down before the clock was set back says nothing of now.
+                let heard = totals.last_ended.max(points.first_looked).min(Some(now));
                 let patience = entry.interval.and_then(|i| TimeDelta::from_std(i * 2).ok());
                 if let (Some(heard), Some(patience)) = (heard, patience) {
                     let silence = (now - heard, patience.max(QUIET_LEAST));

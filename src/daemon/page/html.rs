@@ -209,7 +209,7 @@ fn points(view: &SourceView) -> Markup {
                         @match picture::state(point) {
                             "expiring" => { "first " code { "backup prune --undo " (point.run) } },
                             "damaged" => { "not whole: " code { "backup list " (point.run) } " says why" },
-                            _ => code { "backup restore " (view.line.name) " --at " (rfc3339(point.at)) " --to TARGET" },
+                            _ => code { "backup restore --policy " (view.policy) " " (view.line.name) " --at " (rfc3339(point.at)) " --to TARGET" },
                         }
                     }
                 }

@@ -153,12 +153,15 @@ impl Ledger {
     /// # Errors
     /// The database.
     pub fn owed(&self, now: DateTime<Utc>) -> Result<Vec<Owed>> {
+        // What waits for longer than anything does was written down before the clock was set back.
         let sql = "SELECT id, told, place, body, tries, created FROM notice WHERE id IN
                 (SELECT min(id) FROM notice WHERE refused < ?2 OR next <= ?1 GROUP BY told, place)
-            AND next <= ?1 ORDER BY next, id";
+            AND (next <= ?1 OR next > ?3) ORDER BY next, id";
+        let longest = (now + LONGEST_WAIT * 2).timestamp_millis();
         let read = || {
             let mut statement = self.db.prepare(sql)?;
-            let rows = statement.query_map(params![now.timestamp_millis(), REFUSED_MOST], |r| {
+            let values = params![now.timestamp_millis(), REFUSED_MOST, longest];
+            let rows = statement.query_map(values, |r| {
                 Ok(Owed {
                     id: r.get(0)?,
                     to: r.get(1)?,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::Ledger;
@@ -40,12 +40,14 @@ pub struct PointsSummary {
     pub points: u32,
     /// How many are damaged.
     pub damaged: u32,
-    /// How many another state directory wrote, since this one writes.
+    /// How many another state directory wrote in the last days, since this one writes.
     pub foreign: u32,
     /// The oldest.
     pub oldest: Option<DateTime<Utc>>,
     /// The newest.
     pub newest: Option<DateTime<Utc>>,
+    /// How many lie in the future: a clock was wrong.
+    pub future: u32,
     /// The size of the newest, bytes.
     pub content: u64,
     /// What the newest added, bytes.
@@ -69,6 +71,11 @@ pub struct Looked {
     /// All that there are. `None`: only [`Self::new`] was looked at.
     pub all: Option<BTreeMap<RunId, Standing>>,
 }
+
+/// A point so far in the future is of a clock that was wrong.
+pub const FUTURE: TimeDelta = TimeDelta::minutes(5);
+/// For so long it is told that somebody else wrote a point.
+const FOREIGN_SHOWN: TimeDelta = TimeDelta::days(7);
 
 /// Points that restore, in SQL.
 const GOOD: &str = "partial = 0 AND damaged = 0 AND tombstoned IS NULL";
@@ -149,13 +156,23 @@ impl Ledger {
     ///
     /// # Errors
     /// The database.
-    pub fn points_summary(&self, source: &SourceName, place: &str, writer: &str) -> Result<PointsSummary> {
+    pub fn points_summary(
+        &self,
+        source: &SourceName,
+        place: &str,
+        writer: &str,
+        now: DateTime<Utc>,
+    ) -> Result<PointsSummary> {
+        // One in the future is of a clock that was wrong, and says nothing of now.
+        let future = nanos(now + FUTURE);
+        let lately = (now - FOREIGN_SHOWN).timestamp_millis();
         // Those that others wrote before this directory began to are a host that was moved, or a state that was lost.
         let sql = format!(
             "SELECT count(*) FILTER (WHERE {GOOD}), count(*) FILTER (WHERE damaged = 1 AND tombstoned IS NULL),
-                    count(*) FILTER (WHERE writer <> ?2 AND finished >
+                    count(*) FILTER (WHERE writer <> ?2 AND finished > ?4 AND finished >
                         (SELECT min(finished) FROM point WHERE source = ?1 AND writer = ?2)),
-                    min(at) FILTER (WHERE {GOOD}), max(at) FILTER (WHERE {GOOD})
+                    min(at) FILTER (WHERE {GOOD}), max(at) FILTER (WHERE {GOOD} AND at <= ?3),
+                    count(*) FILTER (WHERE {GOOD} AND at > ?3)
              FROM point WHERE source = ?1"
         );
         let newest = format!(
@@ -173,13 +190,14 @@ impl Ledger {
                 return Ok(PointsSummary::default());
             };
             let mut statement = self.db.prepare_cached(&sql)?;
-            let mut summary = statement.query_row(params![source.as_str(), writer], |r| {
+            let mut summary = statement.query_row(params![source.as_str(), writer, future, lately], |r| {
                 Ok(PointsSummary {
                     points: r.get(0)?,
                     damaged: r.get(1)?,
                     foreign: r.get(2)?,
                     oldest: r.get::<_, Option<i64>>(3)?.map(DateTime::from_timestamp_nanos),
                     newest: r.get::<_, Option<i64>>(4)?.map(DateTime::from_timestamp_nanos),
+                    future: r.get(5)?,
                     ..PointsSummary::default()
                 })
             })?;
@@ -188,7 +206,8 @@ impl Ledger {
                 Ok((unsigned(r.get(0)?), unsigned(r.get(1)?)))
             });
             (summary.content, summary.stored) = sizes.optional()?.unwrap_or_default();
-            (summary.looked, summary.first_looked) = looked;
+            // Neither is a look in the future one.
+            (summary.looked, summary.first_looked) = (looked.0.min(Some(now)), looked.1.min(Some(now)));
             Ok(summary)
         };
         read().map_err(|e: rusqlite::Error| self.failed(e))
@@ -280,7 +299,7 @@ mod tests {
         let (mut ledger, _) = Ledger::open(state.path()).unwrap();
         let app: SourceName = "app".parse().unwrap();
         assert_eq!(
-            ledger.points_summary(&app, "here", "me").unwrap(),
+            ledger.points_summary(&app, "here", "me", at(100)).unwrap(),
             PointsSummary::default()
         );
         let mut new: Vec<_> = (1..=5)
@@ -294,7 +313,7 @@ mod tests {
             all: Some(all),
         };
         ledger.looked(&app, &found, at(9)).unwrap();
-        let told = ledger.points_summary(&app, "here", "me").unwrap();
+        let told = ledger.points_summary(&app, "here", "me", at(100)).unwrap();
         // The first one of the other is older than what this directory wrote; a cut counts, its writer writes.
         let wanted = PointsSummary {
             points: 4,
@@ -302,6 +321,7 @@ mod tests {
             foreign: 2,
             oldest: Some(at(1)),
             newest: Some(at(5)),
+            future: 0,
             content: 500,
             stored: 5,
             looked: Some(at(9)),
@@ -322,7 +342,7 @@ mod tests {
             all: Some(all.into()),
         };
         ledger.looked(&app, &found, at(10)).unwrap();
-        let told = ledger.points_summary(&app, "here", "me").unwrap();
+        let told = ledger.points_summary(&app, "here", "me", at(100)).unwrap();
         assert_eq!(
             (told.points, told.damaged, told.oldest, told.newest),
             (1, 1, Some(at(2)), Some(at(2)))
@@ -334,7 +354,7 @@ mod tests {
         );
         assert_eq!((listed[0].damaged, listed[1].tombstoned), (true, Some(at(8))));
         assert_eq!(
-            ledger.points_summary(&app, "elsewhere", "me").unwrap(),
+            ledger.points_summary(&app, "elsewhere", "me", at(100)).unwrap(),
             PointsSummary::default()
         );
         // One point alone leaves the others as they are.
@@ -344,7 +364,7 @@ mod tests {
             all: None,
         };
         ledger.looked(&app, &found, at(11)).unwrap();
-        let told = ledger.points_summary(&app, "here", "me").unwrap();
+        let told = ledger.points_summary(&app, "here", "me", at(100)).unwrap();
         assert_eq!(
             (told.points, told.newest, told.looked),
             (2, Some(at(7)), Some(at(10)))
