@@ -15,7 +15,7 @@ pub fn pb_data(site: &Site) {
         let database = rusqlite::Connection::open(data.join(name)).unwrap();
         database
             .execute_batch(
-                "pragma journal_mode = wal; create table t (a); insert into t values (1), (2), (3)",
+                "pragma journal_mode = wal; create table t (a); insert into t values (1), (2), (3); create table _collections (id, name, fields, type)",
             )
             .unwrap();
     }

@@ -246,6 +246,16 @@ async fn a_notice_that_was_owed_before_the_clock_was_set_back_holds_up_no_other(
     std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
     hours(&mut port, 1).await;
     port.until(|shown| shown.owed == 1).await;
+    let db = rusqlite::Connection::open(port.site.path("state/daemon.db")).unwrap();
+    let refused = || {
+        let tries = "SELECT tries FROM notice";
+        harness::poll(std::time::Duration::from_secs(20), || {
+            let tries: i64 = db.query_row(tries, [], |r| r.get(0)).ok()?;
+            (tries > 0).then_some(())
+        })
+    };
+    assert!(tokio::task::block_in_place(refused).is_some());
+    drop(db);
     // It waits for its next try, three days from now.
     port.clock.set(at("2026-11-26T00:00:30Z"));
     std::fs::rename(port.site.path("away"), port.site.path("repository")).unwrap();

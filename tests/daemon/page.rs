@@ -487,6 +487,10 @@ fn of_source(browser: &Browser, base: &str) {
     let taller = browser.ask("document.querySelector('svg.timeline').getBoundingClientRect().height");
     assert!(taller.as_f64().unwrap() > 40.0, "{taller}");
     browser.click("form button");
-    let at = browser.ask("location.pathname + location.search");
-    assert!(at.as_str().unwrap().starts_with("/sources/media?asked="), "{at}");
+    // The answer comes when it comes.
+    let there = harness::poll(std::time::Duration::from_secs(30), || {
+        let at = browser.ask("location.pathname + location.search");
+        at.as_str()?.starts_with("/sources/media?asked=").then_some(())
+    });
+    assert!(there.is_some(), "{}", browser.ask("location.href"));
 }
