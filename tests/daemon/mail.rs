@@ -172,7 +172,7 @@ async fn a_message_goes_out_over_tls_and_is_kept_until_it_is_taken() {
     }
     server.be(Mood::Takes);
     hours(&mut port, 1).await;
-    port.until(all_told).await;
+    port.told_in_time().await;
     let taken = server.taken();
     assert_eq!(taken.len(), 1, "once");
     assert!(

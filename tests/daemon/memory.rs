@@ -264,7 +264,7 @@ async fn a_notice_that_was_owed_before_the_clock_was_set_back_holds_up_no_other(
         port.clock.advance(TimeDelta::minutes(61));
         port.rest_in_time().await;
     }
-    port.until(all_told).await;
+    port.told_in_time().await;
     port.stop().await;
     let events = place.events();
     assert_eq!(events.first().map(String::as_str), Some("failure"), "{events:?}");

@@ -160,6 +160,16 @@ impl Port {
             }
         }
     }
+    /// Waits until nothing is owed, while time goes by: a delivery that was under way may fail, and is tried again later.
+    pub async fn told_in_time(&mut self) -> Shown {
+        loop {
+            let told = self.until(|shown| shown.owed == 0 && rests(shown));
+            match tokio::time::timeout(Duration::from_secs(5), told).await {
+                Ok(shown) => return shown,
+                Err(_) => self.clock.advance(TimeDelta::minutes(61)),
+            }
+        }
+    }
     pub async fn until(&mut self, what: impl Fn(&Shown) -> bool) -> Shown {
         let running = self.running();
         let from = running.shown.borrow().0;
