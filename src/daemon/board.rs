@@ -350,13 +350,16 @@ impl Board {
         {
             entry.phase = Phase::Resting(slot, now + BACKOFF[entry.tries]);
             entry.tries += 1;
+            let error = ended.error.as_deref().unwrap_or_default();
+            if let Err(e) = self.ledger.failed_try(&task.key(), slot, error) {
+                tracing::warn!(task = task.key(), slot = %slot, error = %e.chain(), "why a try failed could not be written down");
+            }
             (entry.error, entry.shown) = (ended.error, None);
             return;
         }
-        let asked = |e: &Entry| e.timetable.was_asked_for(slot, now);
-        if self.stopping && ended.outcome == Outcome::Interrupted && self.entries.get(task).is_some_and(asked)
-        {
-            // It stays under way in the ledger: see `cut_off`.
+        if self.stopping && ended.outcome == Outcome::Interrupted {
+            // It stays under way in the ledger, and the next start looks it up: its commit may have been put before the
+            // signal was heard.
             return;
         }
         if let Err(e) = self.ledger.end(
@@ -444,23 +447,17 @@ impl Board {
         self.entries.retain(|_, entry| !entry.gone || busy(entry));
     }
 
-    /// The daemon ends: slots that only waited are open again. Those that are still under way stay so in the ledger, and
-    /// those that somebody asked for, which no schedule names: the next start looks them up.
+    /// The daemon ends: slots that were never tried are open again. Those that are under way stay so in the ledger, as do those
+    /// whose tries failed, and those that somebody asked for, which no schedule names: the next start looks them up.
     pub fn cut_off(&mut self, now: DateTime<Utc>) {
         for (task, entry) in &self.entries {
-            if let Phase::Waiting(slot) | Phase::Resting(slot, _) = entry.phase
+            if let Phase::Waiting(slot) = entry.phase
+                && entry.tries == 0
                 && !entry.timetable.was_asked_for(slot, now)
             {
-                let key = task.key();
-                let why = match &entry.error {
-                    Some(error) => {
-                        format!("the daemon was stopped before its next try; the last one failed: {error}")
-                    }
-                    None => "the daemon was stopped before its turn".to_owned(),
-                };
-                let ended = Outcome::Interrupted;
-                let done = self.ledger.end(&key, slot, ended, None, Some(&why), now);
-                if let Err(e) = done {
+                let (key, ended) = (task.key(), Outcome::Interrupted);
+                let why = Some("the daemon was stopped before its turn");
+                if let Err(e) = self.ledger.end(&key, slot, ended, None, why, now) {
                     tracing::error!(task = key, slot = %slot, error = %e.chain(), "a slot that waited could not be given back; the next start does it");
                 }
             }

@@ -291,7 +291,12 @@ pub async fn resolve(
             None => Ended {
                 outcome: Outcome::Interrupted,
                 run: None,
-                error: Some("the daemon ended before it did".to_owned()),
+                error: Some(match &record.error {
+                    Some(error) => {
+                        format!("the daemon ended before its next try; the last one failed: {error}")
+                    }
+                    None => "the daemon ended before it did".to_owned(),
+                }),
                 again: false,
                 busy: false,
             },

@@ -426,6 +426,18 @@ impl Ledger {
         change.commit().map_err(|e| place.cannot(e))
     }
 
+    /// A try of a slot that is under way failed: why, for who finds it under way after a crash or a stop.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn failed_try(&self, job: &str, slot: DateTime<Utc>, error: &str) -> Result<()> {
+        let sql = "UPDATE slot SET error = ?3 WHERE job = ?1 AND slot = ?2 AND outcome = 'running'";
+        self.db
+            .execute(sql, params![job, slot.timestamp_millis(), error])
+            .map(drop)
+            .map_err(|e| self.failed(e))
+    }
+
     /// Slots whose runs are under way: at the start of a daemon, those that a crash cut off.
     ///
     /// # Errors

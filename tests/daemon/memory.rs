@@ -376,3 +376,52 @@ async fn a_run_by_hand_is_waited_for_and_no_try_fails() {
     assert_eq!(port.slots(), [at("2026-11-26T01:00:00Z")]);
     port.stop().await;
 }
+
+/// Holds a run between its commit and its end, until it is let go.
+#[derive(Debug, Default)]
+struct Holds {
+    reached: std::sync::atomic::AtomicBool,
+    goes: std::sync::Mutex<bool>,
+    told: std::sync::Condvar,
+}
+
+impl lifeboat::clock::CrashPoints for Holds {
+    fn reach(&self, name: &'static str) -> lifeboat::error::Result<()> {
+        use std::sync::atomic::Ordering::SeqCst;
+        if name == "after the commit was put" && !self.reached.swap(true, SeqCst) {
+            let goes = self.goes.lock().unwrap();
+            drop(self.told.wait_while(goes, |goes| !*goes).unwrap());
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_stopped_behind_its_commit_is_not_made_again() {
+    let mut port = Port::new(279, "0 * * * *", "");
+    let holds = std::sync::Arc::new(Holds::default());
+    port.crash = holds.clone();
+    port.start();
+    port.rest().await;
+    port.clock.advance(TimeDelta::hours(1));
+    let reached = || {
+        harness::poll(std::time::Duration::from_secs(20), || {
+            holds
+                .reached
+                .load(std::sync::atomic::Ordering::SeqCst)
+                .then_some(())
+        })
+    };
+    assert!(tokio::task::block_in_place(reached).is_some());
+    port.cancel();
+    *holds.goes.lock().unwrap() = true;
+    holds.told.notify_all();
+    port.stop().await;
+    port.start();
+    port.rest_in_time().await;
+    port.stop().await;
+    let slot = at("2026-11-26T01:00:00Z");
+    assert_eq!(port.slots(), [slot], "one commit");
+    let slots = port.ledger().since("run app", slot).unwrap();
+    assert_eq!((slots.len(), slots[0].outcome), (1, Outcome::Done), "{slots:?}");
+}

@@ -209,6 +209,10 @@ impl Port {
         let running = self.running.take().unwrap();
         end(running.runtime).await;
     }
+    /// The beginning of [`Self::stop`].
+    pub fn cancel(&mut self) {
+        self.running().cancel.cancel();
+    }
     /// As SIGTERM does.
     pub async fn stop(&mut self) {
         let running = self.running.take().unwrap();
