@@ -283,3 +283,26 @@ async fn missing_roles_are_named_when_they_can_not_be_created() {
     server.psql("postgres", &format!("drop database \"{back}\" with (force)"));
     server.psql("postgres", &format!("drop role owner_{tag}, maker_{tag}"));
 }
+
+#[tokio::test]
+async fn a_database_that_is_read_only_by_its_settings_comes_back_so() {
+    let server = PostgresServer::newest();
+    let name = server.create_database();
+    server.psql(&name, "create table t as select generate_series(1, 10) n");
+    let read_only = format!("alter database {name} set default_transaction_read_only = on");
+    server.psql(&name, &read_only);
+    let point = take(server, &name).await;
+    let back = format!("{name}_back");
+    // It has the setting before the restore is done with it, as when it is made by name.
+    server.psql("postgres", &format!("create database {back}"));
+    server.psql("postgres", &read_only.replace(&name, &back));
+    for to in [url(server, &back), url(server, &format!("{name}_new"))] {
+        let restored = restore(server, &point, target(to)).await.unwrap();
+        assert_eq!(restored.differences, [""; 0]);
+    }
+    for name in [back, format!("{name}_new")] {
+        assert_eq!(server.psql(&name, "select count(*) from t"), "10");
+        let left = "select count(*) from pg_namespace where nspname like '%lifeboat%'";
+        assert_eq!(server.psql(&name, left), "0");
+    }
+}

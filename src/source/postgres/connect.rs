@@ -448,6 +448,7 @@ impl Session {
         self.run(
             "set the session up",
             "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+             SET default_transaction_read_only = off; \
              SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET row_security = off; \
              SET datestyle = 'ISO'; SET search_path = pg_catalog",
         )

@@ -40,15 +40,18 @@ pub(super) enum State {
 /// and programs fire no event triggers, which would do to what is restored as they do to what users change, and of which
 /// those of logins could keep everybody out.
 pub(super) async fn maintenance(address: &Address) -> Result<(Session, Address)> {
-    let quiet = address.with_option("-c event_triggers=off");
-    match any_database(&quiet).await {
-        Ok(session) => Ok((session, quiet)),
-        // Not before version 17, not every role, not through every pooler.
-        Err(e) if e.chain().contains("event_triggers") || e.chain().contains("startup parameter") => {
-            Ok((any_database(address).await?, address.clone()))
+    // A database whose sessions are read-only unless told otherwise is written all the same.
+    let writing = address.with_option("-c default_transaction_read_only=off");
+    let quiet = writing.with_option("-c event_triggers=off");
+    for address in [quiet, writing] {
+        match any_database(&address).await {
+            Ok(session) => return Ok((session, address)),
+            // Not before version 17, not every role, not through every pooler.
+            Err(e) if e.chain().contains("event_triggers") || e.chain().contains("startup parameter") => {}
+            Err(e) => return Err(e),
         }
-        Err(e) => Err(e),
     }
+    Ok((any_database(address).await?, address.clone()))
 }
 
 async fn any_database(address: &Address) -> Result<Session> {
