@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::calls::{Sweep, sweep};
+use crate::calls::{POINTS_MOST, Sweep, anew, sweep};
 use crate::harness::postgres::PostgresServer;
 use crate::harness::{self, write_file};
 use crate::site::{Site, end, entries};
@@ -168,6 +168,10 @@ fn dumps(extent: Sweep) {
     };
     let known = std::cell::RefCell::new(points(&site));
     let change = |site: &mut Site| {
+        if points(site).len() > POINTS_MOST {
+            anew(site);
+            site.json(&["run", "orders"]);
+        }
         server.psql(&database, "insert into u values (1)");
         *known.borrow_mut() = points(site);
     };
