@@ -52,7 +52,11 @@ impl Entry {
     pub(super) fn show(&self, task: &Task, ledger: &Ledger, now: DateTime<Utc>) -> ShownTask {
         let key = task.key();
         ShownTask {
-            next: self.timetable.next_start(self.settled, now),
+            next: match self.phase {
+                // Its next try.
+                Phase::Resting(_, until) => Some(until),
+                _ => self.timetable.next_start(self.settled, now),
+            },
             running: match self.phase {
                 Phase::Running(slot) => Some(slot),
                 _ => None,

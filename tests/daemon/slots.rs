@@ -421,7 +421,8 @@ async fn a_source_between_its_tries_keeps_no_place_and_says_what_is_wrong() {
     let shown = port.until(|shown| of(shown, "run app").totals.done == 1).await;
     let waits = of(&shown, "run broken");
     if waits.totals.failed == 0 {
-        let (tries, error, _) = waits.failed.clone().unwrap_or_else(|| panic!("{waits:?}"));
+        let (tries, error, until) = waits.failed.clone().unwrap_or_else(|| panic!("{waits:?}"));
+        assert_eq!(waits.next, Some(until), "the next is the next try");
         assert!(tries >= 1 && !error.is_empty(), "{waits:?}");
     }
     let failed = |shown: &lifeboat::daemon::Shown| of(shown, "run broken").totals.failed == 1;
