@@ -193,7 +193,7 @@ async fn a_notice_is_kept_until_it_is_taken_also_over_a_crash() {
     std::fs::rename(port.site.path("away"), port.site.path("repository")).unwrap();
     port.clock.advance(TimeDelta::minutes(2));
     port.rest_in_time().await;
-    port.until(all_told).await;
+    port.told_in_time().await;
     // That a first look came too early may have been told.
     let before = place.taken().len();
     std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
@@ -208,7 +208,7 @@ async fn a_notice_is_kept_until_it_is_taken_also_over_a_crash() {
     }
     place.status.store(200, Ordering::SeqCst);
     port.advance(TimeDelta::hours(2)).await;
-    port.until(all_told).await;
+    port.told_in_time().await;
     assert_eq!(place.events()[before..], ["failure"], "once");
     let told: Value = serde_json::from_str(&place.taken()[before].2).unwrap();
     assert_eq!(
@@ -218,7 +218,7 @@ async fn a_notice_is_kept_until_it_is_taken_also_over_a_crash() {
     // What is not asked for is not told.
     std::fs::rename(port.site.path("away"), port.site.path("repository")).unwrap();
     port.advance(TimeDelta::hours(1)).await;
-    port.until(all_told).await;
+    port.told_in_time().await;
     assert_eq!(place.events()[before..], ["failure"]);
     port.stop().await;
 }
