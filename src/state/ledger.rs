@@ -73,6 +73,9 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX notice_by_place ON notice (told, place, id);
 "];
 
+/// Slots whose runs are under way.
+const UNDER_WAY: &str = "SELECT * FROM slot WHERE outcome = 'running' ORDER BY job, slot";
+
 /// How a slot ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -218,6 +221,8 @@ impl Ledger {
             change.pragma_update(None, "user_version", number)?;
             change.commit()?;
         }
+        // A row that nobody could have written: its task would wait for ever.
+        records(&db, UNDER_WAY, [])?;
         Ok(Self {
             db,
             place: Place::of(path),
@@ -443,10 +448,7 @@ impl Ledger {
     /// # Errors
     /// The database.
     pub fn under_way(&self) -> Result<Vec<SlotRecord>> {
-        self.records(
-            "SELECT * FROM slot WHERE outcome = 'running' ORDER BY job, slot",
-            [],
-        )
+        self.records(UNDER_WAY, [])
     }
 
     /// As [`Self::under_way`], of one job.
@@ -489,13 +491,14 @@ impl Ledger {
     }
 
     fn records(&self, sql: &str, values: impl rusqlite::Params) -> Result<Vec<SlotRecord>> {
-        let read = || {
-            let mut statement = self.db.prepare(sql)?;
-            let rows = statement.query_map(values, record)?;
-            rows.collect::<rusqlite::Result<Vec<_>>>()
-        };
-        read().map_err(|e| self.failed(e))
+        records(&self.db, sql, values).map_err(|e| self.failed(e))
     }
+}
+
+fn records(db: &Connection, sql: &str, values: impl rusqlite::Params) -> rusqlite::Result<Vec<SlotRecord>> {
+    let mut statement = db.prepare(sql)?;
+    let rows = statement.query_map(values, record)?;
+    rows.collect()
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -120,3 +120,17 @@ fn a_slot_that_was_cut_off_is_open_again_with_its_end() {
         .unwrap();
     assert_eq!(ledger.settled("run app").unwrap(), Some(at(1)));
 }
+
+#[test]
+fn one_with_a_row_that_nobody_could_have_written_is_put_aside_too() {
+    let state = tempfile::tempdir().unwrap();
+    let (mut ledger, _) = Ledger::open(state.path()).unwrap();
+    ledger.settle("run app", at(1), &[], Some(at(1)), at(1)).unwrap();
+    ledger
+        .db
+        .execute("UPDATE slot SET run = 'no run at all'", [])
+        .unwrap();
+    assert!(ledger.under_way().is_err() && ledger.is_damaged());
+    assert!(ledger.rebuild().unwrap(), "it is another one");
+    assert!(!ledger.is_damaged() && ledger.under_way().unwrap().is_empty());
+}
