@@ -20,7 +20,7 @@ use crate::schedule::due::{self, Waiting};
 use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome, SlotRecord};
-use crate::types::SourceName;
+use crate::types::{SourceName, quoted};
 
 /// When something that failed and is none of a run's business is tried again: the ledger, the repository at the start.
 pub(super) const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
@@ -61,20 +61,10 @@ pub struct Board {
     unwritten: Vec<(Task, DateTime<Utc>, Ended)>,
     /// What ended, was written down, and could not be told of yet.
     untold: Vec<(Task, DateTime<Utc>, Ended)>,
-    /// Since when the ledger can not be written: that is told once in a while, and nothing is begun.
+    /// The ledger can not be written, and nothing is begun: when that was told last, which is done once in a while.
     locked: Option<DateTime<Utc>>,
     /// The daemon was told to stop.
     pub stopping: bool,
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 impl Board {

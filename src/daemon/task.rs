@@ -78,37 +78,30 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// It failed.
-    pub fn failed(error: impl Into<String>) -> Self {
+    fn new(outcome: Outcome, run: Option<RunId>, error: Option<String>) -> Self {
         Self {
-            outcome: Outcome::Failed,
-            run: None,
-            error: Some(error.into()),
+            outcome,
+            run,
+            error,
             again: false,
             busy: false,
         }
     }
+    /// It failed.
+    pub fn failed(error: impl Into<String>) -> Self {
+        Self::new(Outcome::Failed, None, Some(error.into()))
+    }
+    fn interrupted(error: Option<String>) -> Self {
+        Self::new(Outcome::Interrupted, None, error)
+    }
     fn of(e: &Error) -> Self {
-        Self {
-            outcome: if e.kind() == Kind::Interrupted {
-                Outcome::Interrupted
-            } else {
-                Outcome::Failed
-            },
-            run: None,
-            error: Some(e.chain()),
-            again: false,
-            busy: false,
+        match e.kind() {
+            Kind::Interrupted => Self::interrupted(Some(e.chain())),
+            _ => Self::failed(e.chain()),
         }
     }
     fn done(run: Option<RunId>) -> Self {
-        Self {
-            outcome: Outcome::Done,
-            run,
-            error: None,
-            again: false,
-            busy: false,
-        }
+        Self::new(Outcome::Done, run, None)
     }
 }
 
@@ -211,13 +204,7 @@ async fn run_slot(
     let error = report.error.as_ref().map(|e| e.message.clone());
     match report.result {
         RunResult::Done => Ended::done(report.run),
-        RunResult::Interrupted => Ended {
-            outcome: Outcome::Interrupted,
-            run: None,
-            error,
-            again: false,
-            busy: false,
-        },
+        RunResult::Interrupted => Ended::interrupted(error),
         RunResult::Failed | RunResult::Skipped => {
             // What only somebody can mend is not tried again.
             let hopeless = [Kind::Usage, Kind::NoRepository, Kind::NoIdentity].map(Kind::exit_code);
@@ -288,18 +275,12 @@ pub async fn resolve(
         }
         let how = match run {
             Some(_) => Ended::done(run),
-            None => Ended {
-                outcome: Outcome::Interrupted,
-                run: None,
-                error: Some(match &record.error {
-                    Some(error) => {
-                        format!("the daemon ended before its next try; the last one failed: {error}")
-                    }
-                    None => "the daemon ended before it did".to_owned(),
-                }),
-                again: false,
-                busy: false,
-            },
+            None => Ended::interrupted(Some(match &record.error {
+                Some(error) => {
+                    format!("the daemon ended before its next try; the last one failed: {error}")
+                }
+                None => "the daemon ended before it did".to_owned(),
+            })),
         };
         ended.push((record.slot, how));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::Session;
 use super::last;
@@ -13,11 +13,9 @@ use crate::error::Result;
 use crate::policy::SourcePolicy;
 use crate::repository::Repository;
 use crate::schedule::Schedule;
+use crate::state::ledger::points::FUTURE;
 use crate::state::ledger::{Ledger, Outcome};
 use crate::types::SourceName;
-
-/// A point so far in the future is of a clock that was wrong.
-const FUTURE: TimeDelta = TimeDelta::minutes(5);
 
 /// One sentence, then a line per source.
 ///

@@ -212,18 +212,16 @@ impl AsyncRead for Bounded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let most = self.left.min(buffer.remaining());
-        if most == 0 && buffer.remaining() > 0 {
-            return Poll::Ready(Err(io::Error::other("it says more than an SMTP server has to")));
-        }
-        let mut part = buffer.take(most);
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut part))?;
-        let read = part.filled().len();
-        self.left -= read;
-        // What `take` gave is the same memory, filled.
-        let bytes = part.filled().to_vec();
-        buffer.put_slice(&bytes);
-        Poll::Ready(Ok(()))
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let said = buffer.filled().len() - before;
+        Poll::Ready(match self.left.checked_sub(said) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err(io::Error::other("it says more than an SMTP server has to")),
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::cli::Surroundings;
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::types::hex;
+use crate::types::{hex, quoted};
 
 /// What a child may say; more is cut off.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
@@ -230,26 +230,4 @@ async fn read(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Resul
     // To its end, or the child would wait for ever for room.
     tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// An argument as it would be typed.
-fn quoted(arg: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    if !arg.is_empty() && arg.chars().all(plain) {
-        return arg.to_owned();
-    }
-    format!("'{}'", arg.replace('\'', "'\\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quoted;
-
-    #[test]
-    fn arguments_as_they_would_be_typed() {
-        assert_eq!(quoted("--at"), "--at");
-        assert_eq!(quoted("2 hours ago"), "'2 hours ago'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-        assert_eq!(quoted(""), "''");
-    }
 }
