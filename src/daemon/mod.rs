@@ -25,9 +25,9 @@ use tokio_util::task::AbortOnDropHandle;
 use self::board::{Board, Step};
 use self::task::{Ended, Resolved, Task};
 use crate::error::{Error, Result};
-use crate::jobs::check::SLOTS_LOOKED_AT;
-use crate::jobs::{self, Session, notices};
+use crate::jobs::{self, Session, check, notices};
 use crate::policy::Policy;
+use crate::source::Level;
 use crate::state::ledger::notices::Owed;
 use crate::state::ledger::points::Looked;
 use crate::state::ledger::{Ledger, Outcome};
@@ -96,7 +96,7 @@ pub async fn run(mut given: Given) -> Result<()> {
     let mut session = given.session.clone();
     let mut work: JoinSet<Done> = JoinSet::new();
     tracing::info!(tasks = board.len(), "the daemon is ready");
-    while !session.cancel.is_cancelled() {
+    loop {
         // Whoever listens to signals beside this one has its turn, also when something is always due here.
         tokio::task::yield_now().await;
         if session.cancel.is_cancelled() {
@@ -254,11 +254,11 @@ pub fn startable(session: &Session) -> Result<()> {
     let now = session.world.clock.now();
     for (name, source) in &session.policy.sources {
         let timetable = jobs::timetable::of_source(name, source)?;
-        if timetable.is_some_and(|t| t.never_run(now, SLOTS_LOOKED_AT) == SLOTS_LOOKED_AT) {
-            return Err(Error::usage(format!(
-                "no slot of source {name} is ever run: jitter or a blackout puts them off for longer than max_age, or they are skipped"
-            ))
-            .hint("`backup check` tells more."));
+        let never = timetable.and_then(|timetable| check::never_run(&timetable, now));
+        if let Some(never) = never.filter(|found| found.level == Level::Error) {
+            return Err(
+                Error::usage(format!("source {name}: {}", never.text)).hint("`backup check` tells more.")
+            );
         }
     }
     Ok(())

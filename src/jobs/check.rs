@@ -10,13 +10,14 @@ use super::timetable;
 use crate::error::{Error, Kind, Result};
 use crate::policy::{SourcePolicy, examples, secrets};
 use crate::repository::{Repository, generation, layout};
+use crate::schedule::due::Timetable;
 use crate::source::{Finding, Level};
 use crate::state::StateDir;
 use crate::store::Abilities;
 use crate::types::SourceName;
 
 /// Slots of a source that are looked at for those which are never run.
-pub const SLOTS_LOOKED_AT: usize = 200;
+const SLOTS_LOOKED_AT: usize = 200;
 
 /// What is found, and whether policy or secrets are the cause of an error among it.
 #[derive(Default)]
@@ -57,14 +58,11 @@ pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
     encryption(session, &mut found);
     found.push(state(session));
     let abilities = repository(session, &mut found).await;
+    let unusable = super::notices::unusable(session);
+    found.of_policy |= !unusable.is_empty();
+    found.list.extend(unusable);
     if notify {
-        let (tried, of_policy) = super::notices::try_all(session).await;
-        found.of_policy |= of_policy;
-        found.list.extend(tried);
-    } else {
-        let unusable = super::notices::unusable(session);
-        found.of_policy |= !unusable.is_empty();
-        found.list.extend(unusable);
+        found.list.extend(super::notices::try_all(session).await);
     }
     let mut sources = Vec::new();
     let mut of_policy = found.of_policy;
@@ -287,11 +285,11 @@ fn too_seldom(policy: &SourcePolicy, now: DateTime<Utc>) -> Option<Finding> {
     })
 }
 
-/// What is said of slots that jitter or a blackout puts off until they are older than `max_age`.
-fn never_run(slots: usize) -> Option<Finding> {
+/// What is said of slots that jitter or a blackout puts off until they are older than `max_age`; an error when that is all.
+pub fn never_run(timetable: &Timetable, now: DateTime<Utc>) -> Option<Finding> {
     const HINT: &str = "Raise max_age, or lower jitter, or make the blackout shorter.";
     let why = "jitter or a blackout puts them off for longer than max_age, or catch_up = \"skip\" passes them over there";
-    match slots {
+    match timetable.never_run(now, SLOTS_LOOKED_AT) {
         0 => None,
         SLOTS_LOOKED_AT => Some(Finding::error(
             "schedule",
@@ -335,7 +333,7 @@ async fn source(session: &Session, name: &SourceName, policy: &SourcePolicy) -> 
             let now = session.world.clock.now();
             next_runs = timetable.next_starts(now, 5);
             findings.list.extend(too_seldom(policy, now));
-            let never = never_run(timetable.never_run(now, SLOTS_LOOKED_AT));
+            let never = never_run(&timetable, now);
             findings.of_policy |= never.as_ref().is_some_and(|f| f.level == Level::Error);
             findings.list.extend(never);
         }

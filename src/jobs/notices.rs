@@ -86,18 +86,17 @@ pub fn unusable(session: &Session) -> Vec<Finding> {
     findings
 }
 
-/// Sends a test to every place of the policy whose secrets are there; a finding for each, and whether the policy is the cause of
-/// one.
-pub async fn try_all(session: &Session) -> (Vec<Finding>, bool) {
+/// Sends a test to every place of the policy that is not [`unusable`] and whose secrets are there; a finding for each.
+pub async fn try_all(session: &Session) -> Vec<Finding> {
     let now = session.world.clock.now();
-    let (mut findings, mut of_policy) = (Vec::new(), false);
+    let mut findings = Vec::new();
     for (name, to) in &session.policy.notify {
         for (kind, url) in &to.places {
-            // One that is missing is told with the other secrets.
-            let Ok(url) = session.secret(url) else {
+            // Those are told without a test.
+            let usable = session.secret(url).and_then(|url| notify::check(*kind, &url));
+            if usable.is_err() {
                 continue;
-            };
-            let unusable = notify::check(*kind, &url).is_err();
+            }
             let told = if kind.is_ping() {
                 Told::Ping(Ping {
                     beat: Beat::Test,
@@ -114,18 +113,15 @@ pub async fn try_all(session: &Session) -> (Vec<Finding>, bool) {
             let what = format!("notify.{name}.{}", kind.name());
             findings.push(match tell(session, to, *kind, &told).await {
                 Ok(()) => Finding::ok(&what, "took a test"),
-                Err(e) => {
-                    of_policy |= unusable;
-                    Finding::error(
-                        &what,
-                        e.chain(),
-                        e.hint_text()
-                            .unwrap_or("Is the URL the one that the place gives, and can this host reach it?")
-                            .to_owned(),
-                    )
-                }
+                Err(e) => Finding::error(
+                    &what,
+                    e.chain(),
+                    e.hint_text()
+                        .unwrap_or("Is the URL the one that the place gives, and can this host reach it?")
+                        .to_owned(),
+                ),
             });
         }
     }
-    (findings, of_policy)
+    findings
 }
