@@ -26,7 +26,7 @@ use crate::types::{SourceName, quoted};
 pub(super) const TRY_AGAIN: TimeDelta = TimeDelta::seconds(60);
 /// When a ledger that could not be written is tried again.
 const LOCKED_AGAIN: Duration = Duration::from_secs(1);
-/// How often objectives and notices are looked at.
+/// How often objectives, notices and the state directory are looked at.
 const LOOK_AROUND: TimeDelta = TimeDelta::seconds(15);
 /// Tasks for which the repository is asked at once.
 const ASKED_AT_ONCE: usize = 8;
@@ -55,6 +55,8 @@ pub struct Board {
     delivering: BTreeMap<i64, Owed>,
     /// When objectives and notices are looked at again.
     look_around: DateTime<Utc>,
+    /// When what others did in the state directory is looked for again: not as often as work of the daemon's own ends.
+    watch: DateTime<Utc>,
     shown: Shown,
     changed: bool,
     /// What ended and could not be written down yet.
@@ -81,6 +83,7 @@ impl Board {
             policy: policy.clone(),
             delivering: BTreeMap::new(),
             look_around: DateTime::UNIX_EPOCH,
+            watch: DateTime::UNIX_EPOCH,
             shown: Shown::default(),
             changed: true,
             unwritten: Vec::new(),
@@ -211,10 +214,13 @@ impl Board {
         // What is settled is asked for first.
         let free = ASKED_AT_ONCE.saturating_sub(asking + self.points.looking());
         steps.extend(self.points.steps(&self.ledger, now, free));
+        if stepped_back || self.watch <= now {
+            self.watch = now + LOOK_AROUND;
+            self.points.watch(&self.policy);
+        }
         if stepped_back || self.look_around <= now {
             self.look_around = now + LOOK_AROUND;
             self.clock_set_back(now);
-            self.points.watch(&self.policy);
             self.objectives(now);
             // When the next slot is, a clock that was set back tells anew.
             self.changed |= stepped_back;
@@ -470,7 +476,7 @@ impl Board {
         });
         let may_look = self.asking() + self.points.looking() < ASKED_AT_ONCE;
         let looks = self.points.next().filter(|_| may_look);
-        let next = next.chain([self.look_around]).chain(looks);
+        let next = next.chain([self.look_around, self.watch]).chain(looks);
         next.min()
             .map_or(Duration::MAX, |at| (at - now).to_std().unwrap_or_default())
     }
