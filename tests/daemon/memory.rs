@@ -274,9 +274,7 @@ async fn a_notice_that_was_owed_before_the_clock_was_set_back_holds_up_no_other(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_memory_that_is_removed_while_it_is_used_is_rebuilt_and_told() {
     let mut port = Port::new(269, "0 * * * *", "");
-    let place = Place::new();
-    let webhook = secret(&port, "webhook", &place.address);
-    tell(&port, &format!("webhook = {webhook}"));
+    let place = Place::webhook(&port);
     port.start();
     port.rest().await;
     port.advance(TimeDelta::hours(1)).await;
@@ -306,9 +304,7 @@ async fn a_memory_that_is_removed_while_it_is_used_is_rebuilt_and_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_that_can_not_be_told_of_yet_is_told_later() {
     let mut port = Port::new(270, "0 * * * *", "");
-    let place = Place::new();
-    let webhook = secret(&port, "webhook", &place.address);
-    tell(&port, &format!("webhook = {webhook}"));
+    let place = Place::webhook(&port);
     port.start();
     port.rest().await;
     std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();

@@ -25,6 +25,14 @@ pub struct Place {
 }
 
 impl Place {
+    /// The webhook of a policy that tells nothing else.
+    pub fn webhook(port: &Port) -> Self {
+        let place = Self::new();
+        let url = secret(port, "webhook", &place.address);
+        tell(port, &format!("webhook = {url}"));
+        place
+    }
+
     pub fn new() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let place = Self {
@@ -336,9 +344,7 @@ async fn a_source_that_is_down_for_a_night_is_told_once_and_runs_again_in_the_mo
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_can_not_look_up_what_was_done_is_told() {
     let mut port = Port::new(230, "0 * * * *", "");
-    let place = Place::new();
-    let webhook = secret(&port, "webhook", &place.address);
-    tell(&port, &format!("webhook = {webhook}"));
+    let place = Place::webhook(&port);
     std::fs::rename(port.site.path("repository"), port.site.path("away")).unwrap();
     port.start();
     port.until(|_| !place.taken().is_empty()).await;
