@@ -7,6 +7,7 @@
 pub mod cli;
 pub mod clock;
 pub mod daemon;
+pub mod drill;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -4,6 +4,10 @@
 
 #[path = "journey/databases.rs"]
 mod databases;
+#[path = "journey/drills.rs"]
+mod drills;
+#[path = "journey/evidence.rs"]
+mod evidence;
 #[path = "journey/golden.rs"]
 mod golden;
 mod harness;

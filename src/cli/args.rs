@@ -17,6 +17,19 @@ macro_rules! when {
     };
 }
 
+/// What is below the help of `drill`.
+const DRILL: &str = "Example:
+  backup drill weekly
+
+Each source of the drill: a point is chosen and restored into a target of the drill's own, which nobody else can reach, and
+which is removed afterwards (kept for keep_failed where something failed). Levels: 0 objects present, 1 digests of objects,
+2 everything decodes, 3 restored without an error, 4 equal to the facts of the backup, 5 your own checks, 6 the application
+runs (Postgres: everything is dumped, every index checked; PocketBase: it boots and serves every collection).
+
+Postgres needs the server programs of the point's major version (postgresql-NN), PocketBase the program pocketbase; binaries
+in the drill says where they are. As root, servers run as the user postgres, or as nobody, below TMPDIR. The evidence goes
+to evidence/ in the repository, signed by evidence.key. Exit 22: something is not as it should be; 23: nobody knows.";
+
 /// What is below the help of `daemon`, and in its manual page.
 const DAEMON: &str = "Example:
   backup daemon --policy /etc/lifeboat/policy.toml
@@ -56,6 +69,8 @@ Exit codes:
   12   no identity opens it
   20   the target instant can not be restored
   21   damaged or missing objects
+  22   a drill failed
+  23   a drill could not run
   130  interrupted
 
 Environment:
@@ -146,6 +161,10 @@ pub enum Command {
     List(ListArgs),
     /// Restore a source, or all of them, as of an instant
     Restore(Box<RestoreArgs>),
+    /// Restore points into scratch servers, and prove them
+    Drill(DrillArgs),
+    /// What drills proved
+    Evidence(EvidenceArgs),
     /// Compare the stored objects with what was written
     Verify(VerifyArgs),
     /// Expire and remove what retention does not keep
@@ -318,6 +337,56 @@ pub struct VerifyArgs {
     pub repository: Option<String>,
 }
 
+/// `drill`
+#[derive(Debug, Args)]
+#[command(after_help = DRILL)]
+pub struct DrillArgs {
+    /// The drill of the policy [default: all of them]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// The age identity, instead of the policy's
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+}
+
+/// `evidence`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup evidence list")]
+pub struct EvidenceArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: EvidenceAction,
+}
+
+/// What to do with evidence.
+#[derive(Debug, Subcommand)]
+pub enum EvidenceAction {
+    /// Show all of it, a line each
+    #[command(after_help = "Example:\n  backup evidence list")]
+    List,
+    /// Show one as a report, in Markdown; with --json the signed statement
+    #[command(after_help = "Example:\n  backup evidence show 01K9ZB3T7Q8M4V6W2X1Y0ZABCD >report.md")]
+    Show {
+        /// Its id
+        #[arg(value_parser = evidence_id)]
+        id: ulid::Ulid,
+    },
+    /// Verify signatures and chain; of files without a policy and without a network
+    #[command(after_help = "Example:\n  backup evidence verify --key drill.pub evidence/")]
+    Verify {
+        /// The public key, in PEM
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Files or directories with evidence [default: the repository's]
+        #[arg(value_name = "FILES")]
+        files: Vec<PathBuf>,
+    },
+}
+
+fn evidence_id(text: &str) -> Result<ulid::Ulid, String> {
+    text.parse().map_err(|_| "it is no id of evidence".to_owned())
+}
+
 /// `prune`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  backup prune --dry-run")]
@@ -383,6 +452,12 @@ pub enum KeyAction {
     /// Make an age key pair: the identity goes to FILE (0600), the recipient is printed
     #[command(after_help = "Example:\n  backup key generate recovery.key")]
     Generate {
+        /// A new file
+        file: PathBuf,
+    },
+    /// Make an Ed25519 key pair that signs evidence: the private key goes to FILE (0600), the public one is printed, in PEM
+    #[command(after_help = "Example:\n  backup key signing drill.key >drill.pub")]
+    Signing {
         /// A new file
         file: PathBuf,
     },

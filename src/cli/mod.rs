@@ -7,7 +7,9 @@ mod ask;
 mod check;
 mod daemon;
 mod demo;
+mod drill;
 mod errors;
+mod evidence;
 mod hold;
 mod init;
 mod key;
@@ -225,6 +227,8 @@ async fn dispatch(surroundings: &Surroundings, command: Command) -> Result<u8> {
         Command::Daemon => daemon::daemon(surroundings).await,
         Command::List(args) => list::list(surroundings, &args).await,
         Command::Restore(args) => restore::restore(surroundings, &args).await,
+        Command::Drill(args) => drill::drill(surroundings, &args).await,
+        Command::Evidence(args) => evidence::evidence(surroundings, args.action).await,
         Command::Verify(args) => verify::verify(surroundings, args).await,
         Command::Prune(args) => prune::prune(surroundings, &args).await,
         Command::Hold(args) => hold::hold(surroundings, args.action).await,

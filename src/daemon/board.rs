@@ -386,6 +386,7 @@ impl Board {
         match task {
             Task::Run(source) => self.points.ended(&self.policy, source, run),
             Task::Prune | Task::Verify => self.points.changed(),
+            Task::Drill(_) => {}
         }
         self.drop_gone();
     }

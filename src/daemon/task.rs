@@ -3,8 +3,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::Instrument as _;
 
+use crate::drill;
 use crate::error::{Error, Kind, Result};
-use crate::jobs::report::{RunResult, VerifyReport};
+use crate::jobs::report::{DrillReport, RunResult, VerifyReport};
 use crate::jobs::session::Role;
 use crate::jobs::{self, Session};
 use crate::policy::Policy;
@@ -27,6 +28,8 @@ pub enum Task {
     Prune,
     /// Verification.
     Verify,
+    /// A drill of the policy.
+    Drill(String),
 }
 
 impl Task {
@@ -36,6 +39,7 @@ impl Task {
             Self::Run(source) => format!("run {source}"),
             Self::Prune => "prune".to_owned(),
             Self::Verify => "verify".to_owned(),
+            Self::Drill(name) => format!("{}{name}", jobs::timetable::DRILL),
         }
     }
 
@@ -51,10 +55,10 @@ impl Task {
             }
         }
         for (name, timetable) in jobs::timetable::of_tasks(policy) {
-            let task = if name == "prune" {
-                Self::Prune
-            } else {
-                Self::Verify
+            let task = match name.strip_prefix(jobs::timetable::DRILL) {
+                Some(drill) => Self::Drill(drill.to_owned()),
+                None if name == "prune" => Self::Prune,
+                None => Self::Verify,
             };
             tasks.push((task, timetable));
         }
@@ -156,7 +160,62 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                 Err(e) => Ended::of(&e),
             }
         }
+        Task::Drill(name) => match drilled(session, name).await {
+            Ok(report) => {
+                for warning in report
+                    .warnings
+                    .iter()
+                    .chain(report.sources.iter().flat_map(|s| &s.warnings))
+                {
+                    tracing::warn!("{warning}");
+                }
+                let evidence = report.evidence.as_deref();
+                tracing::info!(
+                    result = report.result.name(),
+                    level = report.level,
+                    evidence,
+                    "drilled"
+                );
+                match report.result {
+                    drill::Outcome::Passed => Ended::done(None),
+                    _ => Ended::failed(not_proven(&report)),
+                }
+            }
+            Err(e) => Ended::of(&e),
+        },
     }
+}
+
+/// Carries a drill of the policy out, and keeps its evidence.
+async fn drilled(session: &Session, name: &str) -> Result<DrillReport> {
+    let policy = session
+        .policy
+        .drills
+        .get(name)
+        .ok_or_else(|| Error::usage(format!("the policy has no drill {name}")))?;
+    let mut report = jobs::drill::drill(session, name, policy).await?;
+    jobs::evidence::keep(session, &mut report).await?;
+    Ok(report)
+}
+
+/// What a drill found, in a sentence: for each source that is not well the first check that says so.
+fn not_proven(report: &DrillReport) -> String {
+    let mut told = Vec::new();
+    for source in &report.sources {
+        let Some(check) = source.checks.iter().find(|c| c.result == source.result) else {
+            continue;
+        };
+        let how = match source.result {
+            drill::Outcome::Passed => continue,
+            drill::Outcome::Failed => "failed",
+            drill::Outcome::CouldNotRun => "could not run",
+        };
+        told.push(format!(
+            "{} {how}: {}: {}",
+            source.source, check.name, check.actual
+        ));
+    }
+    told.join("; ")
 }
 
 /// What a verification found, in a sentence.

@@ -49,7 +49,7 @@ pub fn ended(
     let notice = Notice {
         slot: Some(slot),
         error: how.error.clone(),
-        ..about(policy, &key, Event::Failure, now)
+        ..about(policy, &key, event_of(task), now)
     };
     note(ledger, policy, &key, &turn, notice, now)?;
     // One switch stands for everything: what is well does not hide what is not.
@@ -68,6 +68,14 @@ pub fn ended(
         ),
     };
     ping(ledger, policy, &key, slot, (beat, text), now)
+}
+
+/// What a task that is not well is told as.
+fn event_of(task: &Task) -> Event {
+    match task {
+        Task::Drill(_) => Event::Drill,
+        _ => Event::Failure,
+    }
 }
 
 /// A slot begins: switches are told.
@@ -279,7 +287,7 @@ fn note(
             // In the future: it was told before the clock was set back.
             let tell = now - before.told >= REMIND || before.told > now + REMIND;
             // It is looked at every few seconds, and is one and the same.
-            if !tell && notice.event != Event::Failure {
+            if !tell && ![Event::Failure, Event::Drill].contains(&notice.event) {
                 return Ok(());
             }
             let trouble = Trouble {

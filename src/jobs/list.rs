@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Session;
+use super::evidence;
 use super::outline::outline;
 use super::report::{
     ListReport, ListedObject, ListedPoint, ListedReference, ListedSource, PointReport, UnreadablePoint,
@@ -36,8 +37,13 @@ pub async fn list(session: &Session, source: Option<&SourceName>) -> Result<List
         names.retain(|n| n == source);
     }
     let mut sources = Vec::new();
+    let (proven, _) = evidence::proven_or_why(session, &repository).await;
     for name in names {
-        sources.push(listed(&repository, name).await?);
+        let mut source = listed(&repository, name).await?;
+        for point in &mut source.points {
+            point.drilled = proven.get(&(source.source.clone(), point.run)).cloned();
+        }
+        sources.push(source);
     }
     Ok(ListReport { sources })
 }

@@ -3,6 +3,8 @@
 
 pub mod backup;
 pub mod check;
+pub mod drill;
+pub mod evidence;
 mod gap;
 pub mod hold;
 pub mod init;

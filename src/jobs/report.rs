@@ -1,5 +1,7 @@
 //! What the jobs answer: documents with stable names (DESIGN, section 7). Times are RFC 3339 UTC, sizes bytes.
 
+mod drills;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -8,6 +10,8 @@ use crate::source::{Finding, Part};
 use crate::state::last::LastRun;
 use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
+
+pub use drills::{DrillReport, EvidenceReport, ListedEvidence, SourceDrill};
 
 /// A failure inside a document.
 #[derive(Clone, Debug, Serialize)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
+use super::evidence;
 use super::gap::{check_gap, without_limit};
 use super::outline::outline;
 use super::report::RestoreReport;
@@ -317,6 +318,9 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
             "the source's clock was {offset} ms ahead of the store's when the point was taken"
         ));
     }
+    // Neither damage of the evidence nor its absence is in the way of a restore.
+    let (proven, why) = evidence::proven_or_why(session, &repository).await;
+    warnings.extend(why);
     let report = RestoreReport {
         source: source.clone(),
         requested,
@@ -336,7 +340,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         differences: Vec::new(),
         warnings,
         next_steps: Vec::new(),
-        drilled: None,
+        drilled: proven.get(&(source.clone(), plan.run)).cloned(),
         error: None,
     };
     Ok(Planned {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::Session;
+use super::evidence;
 use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
@@ -24,9 +25,13 @@ use crate::types::SourceName;
 pub async fn status(session: &Session) -> Result<StatusReport> {
     let repository = session.open(Role::Writer).await?;
     let now = session.world.clock.now();
+    let (proven, why) = evidence::proven_or_why(session, &repository).await;
     let mut sources = Vec::new();
     for (name, policy) in &session.policy.sources {
-        sources.push(source_status(session, &repository, name, policy, now).await?);
+        let mut source = source_status(session, &repository, name, policy, now).await?;
+        let own = proven.iter().filter(|((of, _), _)| of == name);
+        source.last_drill = own.map(|(_, drilled)| drilled.clone()).max_by_key(|d| d.at);
+        sources.push(source);
     }
     let worst = |s: &SourceStatus| {
         (
@@ -35,7 +40,8 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         )
     };
     sources.sort_by_key(worst);
-    let problems = tasks(session);
+    let mut problems = tasks(session);
+    problems.extend(why.map(|why| format!("But {why}")));
     let also = match problems.as_slice() {
         [] => String::new(),
         some => format!(" {}.", some.join(". ")),
@@ -78,7 +84,7 @@ fn tasks(session: &Session) -> Vec<String> {
     if !Ledger::is_there(state) {
         return Vec::new();
     }
-    let failed = |name: &'static str| -> Result<Option<String>> {
+    let failed = |name: &str| -> Result<Option<String>> {
         let newest = Ledger::read_only(state)?.newest_slots(name, 1)?;
         let failed = newest.first().filter(|slot| slot.outcome == Outcome::Failed);
         Ok(failed.map(|slot| {
@@ -90,7 +96,7 @@ fn tasks(session: &Session) -> Vec<String> {
     let scheduled = timetable::of_tasks(&session.policy).into_iter();
     scheduled
         .filter_map(|(name, _)| {
-            failed(name)
+            failed(&name)
                 .unwrap_or_else(|e| Some(format!("How the last {name} ended is unknown: {}", e.chain())))
         })
         .collect()

@@ -107,6 +107,9 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
             SourceKind::Bucket { .. } => {}
         }
     }
+    if let Some(key) = &policy.evidence_key {
+        all.push(("evidence.key".to_owned(), key));
+    }
     if let Some(token) = &policy.http.token {
         all.push(("http.token".to_owned(), token));
     }

@@ -103,6 +103,15 @@ pub fn log_prefix(source: &SourceName) -> String {
 pub fn evidence_prefix() -> String {
     "evidence/".to_owned()
 }
+/// What a drill proved.
+pub fn evidence(id: Ulid) -> Key {
+    Key::from_text(format!("evidence/{id}.json"))
+}
+/// The id in a key of evidence.
+pub fn evidence_id(key: &Key) -> Option<Ulid> {
+    let id = key.as_str().strip_prefix("evidence/")?.strip_suffix(".json")?;
+    id.parse().ok()
+}
 /// Small objects by which a store's abilities are found out.
 pub fn probe_prefix(id: Ulid) -> String {
     format!("probe/{id}/")

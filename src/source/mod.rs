@@ -4,6 +4,7 @@
 pub(crate) mod directory_target;
 pub mod pocketbase;
 pub mod postgres;
+pub mod scratch;
 pub mod stamps;
 
 use std::collections::BTreeMap;
@@ -271,6 +272,16 @@ pub trait Restorer: Send + Sync {
     ) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
+    /// Makes a scratch target for a point that this was read of.
+    ///
+    /// # Errors
+    /// A program or an extension is not there ([`crate::error::Kind::DrillCouldNotRun`]); it does not start.
+    async fn scratch(
+        &self,
+        context: &Context,
+        plan: scratch::ScratchPlan,
+        outline: &Outline,
+    ) -> Result<Box<dyn scratch::ScratchTarget>>;
     /// Writes the point to the target, and compares the facts.
     ///
     /// # Errors

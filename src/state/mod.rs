@@ -11,9 +11,11 @@
 //! <state>/daemon.address                             where the daemon listens
 //! <state>/daemon.db                                  slots and runs of the daemon, see [`ledger`]
 //! <state>/daemon.lock                                held by the daemon
+//! <state>/drills/                                    places of drills, see [`drills`]
 //! <state>/touched                                    its time tells the daemon to look for points anew
 //! ```
 
+pub mod drills;
 pub mod last;
 pub mod ledger;
 

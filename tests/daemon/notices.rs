@@ -378,3 +378,46 @@ async fn a_start_that_can_not_look_up_what_was_done_is_told() {
     port.stop().await;
     assert!(port.ledger().troubles().unwrap().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_that_is_not_well_is_told_as_one_and_is_evidence() {
+    let mut port = Port::new(226, "0 4 * * *", "");
+    let place = Place::new();
+    tell(
+        &port,
+        &format!(
+            "webhook = {}\non = [\"drill\"]",
+            secret(&port, "webhook", &place.address)
+        ),
+    );
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    let drill = "\n[drill.weekly]\nsources = [\"app\"]\nschedule = \"30 * * * *\"\nbinaries = \"/nowhere\"\n";
+    write_file(port.site.dir.path(), "policy.toml", policy + drill);
+    port.site.json(&["run"]);
+    port.start();
+    port.rest().await;
+    hours(&mut port, 2).await;
+    port.until(all_told).await;
+    port.stop().await;
+    // Once, though two were not well; no program here boots it, and the levels below are proven all the same.
+    assert_eq!(place.events(), ["drill"]);
+    let told = &place.taken()[0].2;
+    assert!(
+        told.contains("\"task\":\"drill weekly\"") && told.contains("the program pocketbase is not here"),
+        "{told}"
+    );
+    let evidence = port.site.json(&["evidence", "list"]);
+    let evidence = evidence["evidence"].as_array().unwrap().clone();
+    assert_eq!(evidence.len(), 2, "{evidence:?}");
+    assert!(
+        evidence
+            .iter()
+            .all(|e| e["result"] == "could_not_run" && e["level"] == 4),
+        "{evidence:?}"
+    );
+    let status = crate::harness::run(&mut port.site.backup(&["status"]));
+    assert_eq!(status.code, 1, "{status}");
+    assert!(status.stdout.contains("The last drill weekly ("), "{status}");
+    let entries = std::fs::read_dir(port.site.path("state/drills")).unwrap().count();
+    assert_eq!(entries, 0, "nothing is left");
+}

@@ -383,7 +383,7 @@ pub fn policy(directory: &Path, source: &SourceName, recipient: String) -> Polic
         }),
         sources: BTreeMap::from([(source.clone(), source_policy)]),
         drills: BTreeMap::new(),
-        not_acted_on: Vec::new(),
+        evidence_key: None,
         verify: VerifyPolicy::default(),
         state_dir: directory.join("state"),
         concurrency: 2,

@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["store", "state", "policy"],
     &[
         "schedule",
+        "drill",
         "retention",
         "recovery",
         "when",
@@ -23,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules that decide and do not act.
-const PURE: &[&str] = &["schedule", "retention", "recovery", "when", "types"];
+const PURE: &[&str] = &["schedule", "drill", "retention", "recovery", "when", "types"];
 /// What they may not name.
 const IMPURE: &[(&str, &[&str])] = &[
     ("std::", &["fs", "net", "process", "env", "thread"]),

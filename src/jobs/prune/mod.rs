@@ -89,7 +89,9 @@ async fn prune_source(
     let catalog = repository.catalog(source).await?;
     let now = repository.store().now().await?;
     let broken = repository.broken(source, &catalog).await?;
-    let decisions = decide(&catalog, &broken, policy, session.policy.timezone, now)?;
+    // Unreadable evidence: nothing is expired.
+    let proven = proven(session, repository, source).await?;
+    let decisions = decide(&catalog, &broken, &proven, policy, session.policy.timezone, now)?;
     let grace = grace(session);
     let (mut expire, mut kept_again) = (Vec::new(), Vec::new());
     for decision in &decisions {
@@ -198,9 +200,10 @@ async fn extend_locks(
 }
 
 /// What the policy keeps and expires, computed from the catalog. Partial commits are decided too.
-fn decide(
+pub(super) fn decide(
     catalog: &Catalog,
     broken: &BTreeSet<RunId>,
+    proven: &BTreeSet<RunId>,
     policy: &SourcePolicy,
     zone: Tz,
     now: DateTime<Utc>,
@@ -228,13 +231,24 @@ fn decide(
             partial: p.commit.partial,
             parent: p.commit.parent,
             held: p.held,
-            proven: false,
+            proven: proven.contains(&p.commit.run),
             tombstoned: p.tombstoned.is_some(),
             damaged: broken.contains(&p.commit.run),
         })
         .collect();
     let rules = policy.retention.as_ref().map(|(_, rules)| rules);
     Ok(retention::plan(&points, rules, zone, now))
+}
+
+/// The points of a source that drills proved.
+pub(super) async fn proven(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+) -> Result<BTreeSet<RunId>> {
+    let all = super::evidence::proven(session, repository).await?;
+    let own = all.into_keys().filter(|(of, _)| of == source);
+    Ok(own.map(|(_, run)| run).collect())
 }
 
 fn grace(session: &Session) -> TimeDelta {

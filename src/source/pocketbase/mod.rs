@@ -7,6 +7,7 @@ mod local;
 mod ranged;
 mod remote;
 mod restore;
+mod scratch;
 mod storage;
 pub(crate) mod wal;
 

@@ -1,0 +1,114 @@
+//! `backup drill [NAME]`
+
+use chrono_tz::Tz;
+
+use super::Surroundings;
+use super::args::DrillArgs;
+use super::load;
+use super::text::{clean, span, table};
+use crate::drill::{Level, Outcome};
+use crate::error::{Kind, Result};
+use crate::jobs;
+use crate::jobs::report::{DrillReport, SourceDrill};
+
+/// Carries drills out; exit 22 when one failed, 23 when one could not run.
+pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> {
+    let session = surroundings.session_with_identity(None, args.identity.clone())?;
+    let zone = session.policy.timezone;
+    let mut reports = Vec::new();
+    for (name, policy) in jobs::drill::asked(&session, args.name.as_deref())? {
+        let mut report = jobs::drill::drill(&session, name, policy).await?;
+        jobs::evidence::keep(&session, &mut report).await?;
+        reports.push(report);
+    }
+    surroundings.printer.bars().finish();
+    for report in &reports {
+        for warning in report
+            .warnings
+            .iter()
+            .chain(report.sources.iter().flat_map(|s| &s.warnings))
+        {
+            surroundings.printer.warning(warning);
+        }
+    }
+    let result = crate::drill::worst(reports.iter().map(|r| r.result));
+    match reports.as_slice() {
+        [one] => surroundings.printer.result(one, || text(one, zone))?,
+        all => {
+            let document = serde_json::json!({"drills": all, "result": result});
+            let told = || all.iter().map(|r| text(r, zone)).collect::<Vec<_>>().join("\n");
+            surroundings.printer.result(&document, told)?;
+        }
+    }
+    Ok(match result {
+        Outcome::Passed => 0,
+        Outcome::Failed => Kind::DrillFailed.exit_code(),
+        Outcome::CouldNotRun => Kind::DrillCouldNotRun.exit_code(),
+    })
+}
+
+/// A level in words, for people: never "verified" alone.
+pub fn level(level: Option<u8>) -> String {
+    let known = level.and_then(|n| Level::ALL.into_iter().find(|l| l.number() == n));
+    known.map_or_else(
+        || "no level".to_owned(),
+        |l| format!("level {} ({})", l.number(), l.text()),
+    )
+}
+
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Passed => "ok",
+        Outcome::Failed => "FAILED",
+        Outcome::CouldNotRun => "COULD NOT RUN",
+    }
+}
+
+/// A drill for people.
+pub fn text(report: &DrillReport, zone: Tz) -> String {
+    let mut out = String::new();
+    for source in &report.sources {
+        out += &of_source(&report.drill, source, zone);
+    }
+    if let Some(evidence) = &report.evidence {
+        out += &format!("evidence: {}\n", clean(evidence));
+    }
+    out
+}
+
+fn of_source(drill: &str, source: &SourceDrill, zone: Tz) -> String {
+    let how = match source.result {
+        Outcome::Passed => "passed",
+        Outcome::Failed => "FAILED",
+        Outcome::CouldNotRun => "COULD NOT RUN",
+    };
+    let mut out = format!(
+        "drill {drill}: {} {how}, {}\n",
+        source.source,
+        level(source.level)
+    );
+    if let (Some(run), Some(at)) = (source.run, source.restored_to) {
+        out += &format!("  point {run} of {}: {}\n", load::echo(at, zone), source.reason);
+    }
+    if let Some(seconds) = source.rto_seconds {
+        out += &format!("  restored in {}\n", span(seconds));
+    }
+    if !source.target.is_empty() {
+        out += &format!("  into {}\n", clean(&source.target));
+    }
+    let rows = source.checks.iter().map(|check| {
+        let level = check.level.map_or_else(|| "-".to_owned(), |n| n.to_string());
+        let is = if check.result == Outcome::Passed {
+            check.actual.clone()
+        } else {
+            format!("{} (should be: {})", check.actual, check.expected)
+        };
+        [level, word(check.result).to_owned(), check.name.clone(), is]
+    });
+    out += &table(["level", "", "check", "is"], rows);
+    for left in &source.not_tested {
+        out += &format!("  not looked at: {left}\n");
+    }
+    out += &format!("  target: {}\n", clean(&source.cleanup));
+    out
+}

@@ -1,0 +1,171 @@
+//! `backup evidence list|show|verify`
+
+use super::Surroundings;
+use super::args::EvidenceAction;
+use super::drill::level;
+use super::text::{clean, table, utc};
+use crate::error::{Context as _, Kind, Result};
+use crate::jobs;
+use crate::jobs::report::EvidenceReport;
+use crate::repository::evidence::PublicKey;
+
+/// Lists, shows, or verifies (exit 21 when something is wrong with the chain).
+pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Result<u8> {
+    match action {
+        EvidenceAction::List => {
+            let session = surroundings.session()?;
+            let listed = surroundings.reading(jobs::evidence::list(&session)).await?;
+            let document = serde_json::json!({"evidence": listed});
+            surroundings.printer.result(&document, || {
+                let rows = listed.iter().map(|e| {
+                    [
+                        e.id.clone(),
+                        e.at.map_or_else(|| "-".to_owned(), utc),
+                        e.drill.clone(),
+                        e.result.clone(),
+                        e.level.map_or_else(|| "-".to_owned(), |l| l.to_string()),
+                        e.sources.join(", "),
+                        if e.signed { "yes" } else { "NO" }.to_owned(),
+                    ]
+                });
+                table(
+                    ["id", "at (UTC)", "drill", "result", ">level", "sources", "signed"],
+                    rows,
+                )
+            })?;
+            Ok(0)
+        }
+        EvidenceAction::Show { id } => {
+            let session = surroundings.session()?;
+            let found = surroundings.reading(jobs::evidence::show(&session, id)).await?;
+            let report = &found.statement.predicate.report;
+            surroundings
+                .printer
+                .result(&found.statement, || markdown(&found.id.to_string(), report))?;
+            Ok(0)
+        }
+        EvidenceAction::Verify { key, files } => {
+            let key = match key {
+                Some(path) => {
+                    let text = std::fs::read_to_string(&path)
+                        .doing(|| format!("can not read {}", path.display()))?;
+                    Some(PublicKey::parse(&text)?)
+                }
+                None => None,
+            };
+            let report = if files.is_empty() {
+                let session = surroundings.session()?;
+                surroundings
+                    .reading(jobs::evidence::verify(&session, key.as_ref()))
+                    .await?
+            } else {
+                jobs::evidence::verify_files(&files, key.as_ref())?
+            };
+            surroundings.printer.result(&report, || verified(&report))?;
+            Ok(if report.ok { 0 } else { Kind::Damaged.exit_code() })
+        }
+    }
+}
+
+fn verified(report: &EvidenceReport) -> String {
+    let mut out = String::new();
+    for problem in &report.problems {
+        out += &format!("{}\n", clean(problem));
+    }
+    let signatures = if report.signatures_checked {
+        "signatures and chain"
+    } else {
+        "the chain only: without --key nobody knows who made it"
+    };
+    let newest = report.newest.as_ref().map_or_else(String::new, |n| {
+        let at = n.at.map_or_else(|| "-".to_owned(), utc);
+        format!("; the newest is {} of {at}", n.id)
+    });
+    out += &format!(
+        "{}: {} looked at, {signatures}{newest}\n",
+        if report.ok { "whole" } else { "NOT WHOLE" },
+        report.evidence,
+    );
+    out
+}
+
+/// A report for people, in Markdown.
+fn markdown(id: &str, report: &serde_json::Value) -> String {
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => "-".to_owned(),
+        serde_json::Value::String(text) => cell(text),
+        other => cell(&other.to_string()),
+    };
+    let seconds =
+        |value: &serde_json::Value| value.as_f64().map_or_else(|| "-".to_owned(), super::text::span);
+    let mut out = format!(
+        "# Drill {}: {}\n\nEvidence {id}, environment {}, Lifeboat {}, begun {}.\n",
+        text(&report["drill"]),
+        text(&report["result"]),
+        text(&report["environment"]),
+        text(&report["version"]),
+        text(&report["at"]),
+    );
+    for source in report["sources"].as_array().into_iter().flatten() {
+        let reached = level(source["level"].as_u64().and_then(|l| u8::try_from(l).ok()));
+        out += &format!(
+            "\n## {}: {}, {reached}\n\n",
+            text(&source["source"]),
+            text(&source["result"])
+        );
+        for (what, is) in [
+            (
+                "Point",
+                format!("{} ({})", text(&source["run"]), text(&source["reason"])),
+            ),
+            ("Restored to", text(&source["restored_to"])),
+            (
+                "Recovery time",
+                format!(
+                    "{}, objective {}",
+                    seconds(&source["rto_seconds"]),
+                    seconds(&source["rto_objective_seconds"])
+                ),
+            ),
+            (
+                "Age of the newest point",
+                format!(
+                    "{}, objective {}",
+                    seconds(&source["rpo_seconds"]),
+                    seconds(&source["rpo_objective_seconds"])
+                ),
+            ),
+            ("Restored into", text(&source["target"])),
+            ("Opened by", text(&source["identity"])),
+            ("Target afterwards", text(&source["cleanup"])),
+        ] {
+            out += &format!("- {what}: {is}\n");
+        }
+        out += "\n| level | check | result | expected | actual |\n|---|---|---|---|---|\n";
+        for check in source["checks"].as_array().into_iter().flatten() {
+            out += &format!(
+                "| {} | {} | {} | {} | {} |\n",
+                text(&check["level"]),
+                text(&check["name"]),
+                text(&check["result"]),
+                text(&check["expected"]),
+                text(&check["actual"]),
+            );
+        }
+        let left: Vec<String> = source["not_tested"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(text)
+            .collect();
+        if !left.is_empty() {
+            out += &format!("\nNot looked at: {}.\n", left.join("; "));
+        }
+    }
+    out
+}
+
+/// Text that breaks no table.
+fn cell(text: &str) -> String {
+    clean(text).replace('|', "\\|")
+}

@@ -1,0 +1,367 @@
+//! The target of a drill: made, restored into, judged and removed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::super::outline::outline;
+use super::super::report::SourceDrill;
+use super::super::restore::{self, Aim, Request};
+use super::super::{Session, restore as restores};
+use super::{own, told};
+use crate::drill::{Check, Level, Outcome};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::policy::DrillPolicy;
+use crate::repository::Repository;
+use crate::repository::catalog::Point;
+use crate::repository::reader::OpenPoint;
+use crate::source::scratch::{ScratchPlan, ScratchTarget, user_for_root};
+use crate::source::{Context, PointContent as _, RestoreOptions, Restorer};
+use crate::state::StateDir;
+use crate::state::drills::DrillPlace;
+use crate::types::{RunId, SourceName};
+
+/// A target takes about so much of what a point holds: the data, its indexes, a log.
+const ROOM: u64 = 2;
+/// Beside that, for a server's own files, bytes.
+const ROOM_LEAST: u64 = 200 << 20;
+/// How often the space is looked at that a target takes.
+const LOOK: Duration = Duration::from_secs(5);
+/// Differences that are told one by one.
+const DIFFERENCES_TOLD: usize = 50;
+
+/// Levels 2 and up. The target is removed, or kept for a while when something failed in it.
+pub async fn prove(
+    session: &Session,
+    state: &StateDir,
+    policy: &DrillPolicy,
+    source: &SourceName,
+    repository: &Repository,
+    point: &Point,
+    report: &mut SourceDrill,
+) -> Result<()> {
+    restore::require_identity(session).map_err(could_not_run)?;
+    let restorer = restores::restorer(session, source, &point.commit.kind).map_err(could_not_run)?;
+    let owner = user_for_root();
+    let place = DrillPlace::make(state, RunId::new(session.world.ulid()?), owner)?;
+    let plan = ScratchPlan {
+        directory: place.path().to_owned(),
+        run_as: owner,
+        binaries: policy.binaries.clone(),
+        memory: policy.memory,
+    };
+    // Its own token: what a budget ends is not what somebody interrupted.
+    let mut own_session = session.clone();
+    own_session.cancel = session.cancel.child_token();
+    let work = Work {
+        session: &own_session,
+        policy,
+        source,
+        repository,
+        point,
+        restorer: &*restorer,
+    };
+    let over = over_budget(
+        session,
+        policy,
+        place.path().to_owned(),
+        own_session.cancel.clone(),
+    );
+    let done = tokio::select! {
+        biased;
+        done = work.carry_out(plan, report) => done,
+        why = over => {
+            report.checks.push(Check::could_not_run("the drill stays within its budget", None, why));
+            Ok(())
+        }
+    };
+    let failed = report.checks.iter().any(|c| c.result == Outcome::Failed);
+    report.cleanup = clean(session, policy, place, failed && done.is_ok()).await;
+    done
+}
+
+fn could_not_run(e: Error) -> Error {
+    let told = Error::new(Kind::DrillCouldNotRun, e.chain());
+    match e.hint_text() {
+        Some(hint) => told.hint(hint.to_owned()),
+        None => told,
+    }
+}
+
+/// Removes the target, or keeps it; says what was done.
+async fn clean(session: &Session, policy: &DrillPolicy, place: DrillPlace, keep: bool) -> String {
+    let path = place.path().to_owned();
+    let until =
+        session.world.clock.now() + chrono::TimeDelta::from_std(policy.keep_failed).unwrap_or_default();
+    let kept = keep && !policy.keep_failed.is_zero();
+    let cleaned = tokio::task::spawn_blocking(move || {
+        if kept {
+            place.keep(until).map(drop)
+        } else {
+            place.remove()
+        }
+    });
+    match cleaned.await {
+        Ok(Ok(())) if kept => format!(
+            "kept at {} until {}",
+            path.display(),
+            until.format("%Y-%m-%d %H:%M:%SZ")
+        ),
+        Ok(Ok(())) => "removed: nothing is left".to_owned(),
+        Ok(Err(e)) => format!("not removed yet, the next drill tries again: {}", e.chain()),
+        Err(e) => format!("not removed yet, the next drill tries again: {e}"),
+    }
+}
+
+/// Ends when the drill takes more time or more room than it may; says which.
+async fn over_budget(
+    session: &Session,
+    policy: &DrillPolicy,
+    directory: std::path::PathBuf,
+    cancel: CancellationToken,
+) -> String {
+    let begun = session.world.clock.since_boot();
+    loop {
+        session.world.clock.sleep(LOOK.min(policy.timeout)).await;
+        let took = session.world.clock.since_boot() - begun;
+        let why = if took >= policy.timeout {
+            Some(format!(
+                "it took longer than {}",
+                humantime::format_duration(policy.timeout)
+            ))
+        } else if let Some(budget) = policy.budget {
+            let looked = directory.clone();
+            let taken = tokio::task::spawn_blocking(move || taken(&looked)).await;
+            let taken = taken.unwrap_or_default();
+            (taken > budget).then(|| format!("it took {taken} bytes of disk, and may take {budget}"))
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            cancel.cancel();
+            return why;
+        }
+    }
+}
+
+/// What a directory takes, bytes; what vanishes meanwhile takes nothing.
+fn taken(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    let mut sum = 0;
+    for entry in entries.flatten() {
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => sum += taken(&entry.path()),
+            Ok(metadata) => sum += metadata.blocks() * 512,
+            Err(_) => {}
+        }
+    }
+    sum
+}
+
+struct Work<'a> {
+    session: &'a Session,
+    policy: &'a DrillPolicy,
+    source: &'a SourceName,
+    repository: &'a Repository,
+    point: &'a Point,
+    restorer: &'a dyn Restorer,
+}
+
+impl Work<'_> {
+    async fn carry_out(&self, plan: ScratchPlan, report: &mut SourceDrill) -> Result<()> {
+        let commit = &self.point.commit;
+        let needed = commit.bytes.content.saturating_mul(ROOM) + ROOM_LEAST;
+        self.room(&plan, needed)?;
+        let mut keys = self.session.key_ring()?;
+        report.identity = keys.recipients();
+        let opened = OpenPoint::open(self.repository, self.source, commit, &mut keys).await;
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(e) if e.kind() == Kind::Damaged => {
+                report.checks.push(Check::failed(
+                    "everything decodes",
+                    Level::Content,
+                    "its manifest opens",
+                    e.chain(),
+                ));
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
+        let known = outline(&opened, self.restorer).await?;
+        let context = self.context(&plan);
+        let mut scratch = self.restorer.scratch(&context, plan, &known).await?;
+        let worked = self.in_scratch(&mut *scratch, &context, &opened, report).await;
+        report.target = scratch.description();
+        let ended = scratch.end().await;
+        worked.and(ended)
+    }
+
+    /// Whether there is room for what the point holds.
+    fn room(&self, plan: &ScratchPlan, needed: u64) -> Result<()> {
+        let free = rustix::fs::statvfs(&plan.directory)
+            .map(|s| s.f_bavail.saturating_mul(s.f_frsize))
+            .doing(|| format!("{} can not be looked at", plan.directory.display()))?;
+        let (most, what) = match self.policy.budget {
+            Some(budget) if budget < free => (budget, "the drill may take"),
+            _ => (free, "there is room for"),
+        };
+        if needed <= most {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::DrillCouldNotRun,
+            format!(
+                "it needs about {needed} bytes in {}, and {what} {most}",
+                plan.directory.display()
+            ),
+        )
+        .hint("Make room, raise budget in the drill, or set state.dir (for Postgres as root: TMPDIR) elsewhere."))
+    }
+
+    fn context(&self, plan: &ScratchPlan) -> Context {
+        Context {
+            world: self.session.world.clone(),
+            source: self.source.clone(),
+            run: self.point.commit.run,
+            scratch: plan.directory.clone(),
+            cancel: self.session.cancel.clone(),
+            progress: Arc::clone(&self.session.progress),
+            known: crate::source::stamps::Stamps::default(),
+        }
+    }
+
+    async fn in_scratch(
+        &self,
+        scratch: &mut dyn ScratchTarget,
+        context: &Context,
+        opened: &OpenPoint,
+        report: &mut SourceDrill,
+    ) -> Result<()> {
+        let request = Request {
+            source: self.source.clone(),
+            aim: Aim::Point(self.point.commit.run),
+            target: Some(scratch.target()),
+            options: RestoreOptions::default(),
+            max_gap: None,
+            gap_accepted: true,
+        };
+        let restored = match restores::restore(self.session, &request).await {
+            Ok(restored) => restored,
+            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+            Err(e) => {
+                self.restore_failed(&e, opened, report).await?;
+                return Ok(());
+            }
+        };
+        report.rto_seconds = Some(restored.seconds);
+        report.bytes = restored.bytes;
+        report.warnings.extend(restored.warnings);
+        let rto = self
+            .session
+            .policy
+            .sources
+            .get(self.source)
+            .and_then(|s| s.objective.rto);
+        report.rto_objective_seconds = rto.map(|limit| limit.as_secs_f64());
+        let took = Duration::from_secs_f64(restored.seconds.max(0.0));
+        report
+            .checks
+            .extend(rto.map(|limit| Check::objective("recovery time objective", limit, took)));
+        let size = format!("{} bytes", restored.bytes);
+        report
+            .checks
+            .push(Check::passed("everything decodes", Level::Content, size.clone()));
+        report
+            .checks
+            .push(Check::passed("it is restored", Level::Restored, size));
+        facts(&restored.differences, report);
+        report.checks.extend(scratch.prove(context).await?);
+        for check in self.policy.checks.iter().filter(|c| c.source == *self.source) {
+            report
+                .checks
+                .push(own::carry_out(self.session, scratch, context, check).await?);
+        }
+        Ok(())
+    }
+
+    /// What a restore that failed says of the levels: of damage, of what is missing here, or of the point itself.
+    async fn restore_failed(&self, e: &Error, opened: &OpenPoint, report: &mut SourceDrill) -> Result<()> {
+        let failed = |name: &str, level| Check::failed(name, level, "without an error", told(e));
+        match e.kind() {
+            Kind::Damaged => report.checks.push(failed("everything decodes", Level::Content)),
+            // Refused before anything was written: an extension, a client program.
+            Kind::Usage | Kind::DrillCouldNotRun | Kind::NoIdentity => {
+                report.checks.push(Check::could_not_run(
+                    "it is restored",
+                    Some(Level::Restored),
+                    told(e),
+                ));
+            }
+            _ => {
+                report.checks.push(match self.decodes(opened).await {
+                    Ok(bytes) => {
+                        Check::passed("everything decodes", Level::Content, format!("{bytes} bytes"))
+                    }
+                    Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+                    Err(e) => Check::failed(
+                        "everything decodes",
+                        Level::Content,
+                        "without an error",
+                        e.chain(),
+                    ),
+                });
+                report.checks.push(failed("it is restored", Level::Restored));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the point to its end, to nowhere.
+    async fn decodes(&self, opened: &OpenPoint) -> Result<u64> {
+        let mut content = opened.content()?;
+        let mut bytes = 0;
+        while content.next().await?.is_some() {
+            while let Some(part) = content.read().await? {
+                bytes += part.len() as u64;
+                if self.session.cancel.is_cancelled() {
+                    return Err(Error::new(Kind::Interrupted, "interrupted"));
+                }
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Level 4, as the restore compared it.
+fn facts(differences: &[String], report: &mut SourceDrill) {
+    if differences.is_empty() {
+        report.checks.push(Check::passed(
+            "facts of the backup",
+            Level::Facts,
+            "no difference",
+        ));
+    }
+    for difference in differences.iter().take(DIFFERENCES_TOLD) {
+        report.checks.push(Check::failed(
+            "facts of the backup",
+            Level::Facts,
+            "no difference",
+            difference.clone(),
+        ));
+    }
+    if let Some(more) = differences.len().checked_sub(DIFFERENCES_TOLD).filter(|n| *n > 0) {
+        let told = format!("and {more} more differences");
+        report.checks.push(Check::failed(
+            "facts of the backup",
+            Level::Facts,
+            "no difference",
+            told,
+        ));
+    }
+}

@@ -1,0 +1,267 @@
+//! Evidence: kept by drills, listed, shown, and verified: also offline, with nothing but files and a public key.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::{StreamExt as _, TryStreamExt as _};
+use ulid::Ulid;
+
+use super::Session;
+use super::report::{DrillReport, Drilled, EvidenceReport, ListedEvidence};
+use super::session::Role;
+use crate::drill::Outcome;
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::repository::evidence::{self, Evidence, Previous, PublicKey, SigningKey};
+use crate::repository::{Repository, layout};
+use crate::state::{self, StateDir};
+use crate::types::{RunId, SourceName};
+
+/// Evidence read at once.
+const READS_AT_ONCE: usize = 16;
+
+/// Makes a signing key: the private half goes to a new file (0600), the public one is given, in PEM.
+///
+/// # Errors
+/// The file is there, or can not be written.
+pub fn generate_signing_key(file: &Path) -> Result<String> {
+    let (secret, public) = evidence::generate_key()?;
+    super::keys::write_new(file, secret.expose())?;
+    Ok(public)
+}
+
+/// The policy's signing key.
+///
+/// # Errors
+/// It is missing or unreadable.
+fn signing_key(session: &Session) -> Result<Option<SigningKey>> {
+    match &session.policy.evidence_key {
+        Some(reference) => SigningKey::parse(&session.secret(reference)?).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Keeps what a drill found: in the repository, or, where its credentials may not write, in the state directory.
+///
+/// # Errors
+/// Neither can be written; the signing key.
+pub async fn keep(session: &Session, report: &mut DrillReport) -> Result<()> {
+    let key = signing_key(session)?;
+    if key.is_none() {
+        report.warnings.push(
+            "the evidence is signed by nobody: make a key with `backup key signing FILE`, and set evidence.key".to_owned(),
+        );
+    }
+    let repository = session.open(Role::Writer).await;
+    let mut subject = Vec::new();
+    let mut previous = None;
+    if let Ok(repository) = &repository {
+        for drilled in &report.sources {
+            if let Some(run) = drilled.run {
+                let commit = layout::commit(&drilled.source, run);
+                let bytes = repository.read(&commit).await?;
+                subject.extend(bytes.map(|bytes| evidence::subject(&commit, &bytes)));
+            }
+        }
+        if let Some(newest) = repository.evidence_ids().await?.pop_last() {
+            let bytes = repository.read_present(&layout::evidence(newest)).await?;
+            previous = Some(Previous {
+                id: newest,
+                sha256: crate::types::Digest::of(&bytes).to_string(),
+            });
+        }
+    }
+    let id = session.world.ulid()?;
+    let said = serde_json::to_value(&*report).doing(|| "the report can not be written")?;
+    let sealed = evidence::seal(&evidence::statement(subject, previous, said), key.as_ref())?;
+    let kept = match &repository {
+        Ok(repository) => repository.put_evidence(&session.world, id, sealed.clone()).await,
+        Err(e) => Err(Error::failed(e.chain())),
+    };
+    match kept {
+        Ok(key) => report.evidence = Some(key.to_string()),
+        Err(e) => {
+            let path = here(session, id, &sealed)?;
+            report.warnings.push(format!(
+                "the evidence is not in the repository ({}); it is at {path}",
+                e.chain()
+            ));
+            report.evidence = Some(path);
+        }
+    }
+    Ok(())
+}
+
+/// Keeps evidence in the state directory.
+fn here(session: &Session, id: Ulid, sealed: &Bytes) -> Result<String> {
+    let directory = StateDir::open(&session.policy.state_dir)?.path().join("evidence");
+    state::make_dir(&directory)?;
+    let path = directory.join(format!("{id}.json"));
+    state::write_atomically(&path, sealed)?;
+    Ok(path.display().to_string())
+}
+
+/// All evidence of a repository, oldest first.
+///
+/// # Errors
+/// The store; one that is no evidence.
+pub async fn all(repository: &Repository) -> Result<Vec<Evidence>> {
+    let ids = repository.evidence_ids().await?;
+    let mut all: Vec<Evidence> = futures::stream::iter(ids)
+        .map(|id| async move { repository.evidence(id).await.map(|(evidence, _)| evidence) })
+        .buffer_unordered(READS_AT_ONCE)
+        .try_collect()
+        .await?;
+    all.sort_by_key(|e| e.id);
+    Ok(all)
+}
+
+/// What evidence says, in a line.
+fn listed(evidence: &Evidence) -> ListedEvidence {
+    let report = &evidence.statement.predicate.report;
+    let text = |key: &str| report[key].as_str().unwrap_or_default().to_owned();
+    let sources = report["sources"].as_array().into_iter().flatten();
+    ListedEvidence {
+        id: evidence.id.to_string(),
+        at: report["at"].as_str().and_then(|at| at.parse().ok()),
+        drill: text("drill"),
+        result: text("result"),
+        level: report["level"].as_u64(),
+        sources: sources
+            .filter_map(|s| s["source"].as_str().map(str::to_owned))
+            .collect(),
+        signed: !evidence.signatures.is_empty(),
+    }
+}
+
+/// Every evidence, oldest first.
+///
+/// # Errors
+/// The repository.
+pub async fn list(session: &Session) -> Result<Vec<ListedEvidence>> {
+    let repository = session.open(Role::Writer).await?;
+    Ok(all(&repository).await?.iter().map(listed).collect())
+}
+
+/// One of them: the report that it holds.
+///
+/// # Errors
+/// There is none of this id.
+pub async fn show(session: &Session, id: Ulid) -> Result<Evidence> {
+    let repository = session.open(Role::Writer).await?;
+    if !repository.evidence_ids().await?.contains(&id) {
+        return Err(Error::usage(format!("there is no evidence {id}"))
+            .hint("`backup evidence list` shows what there is."));
+    }
+    Ok(repository.evidence(id).await?.0)
+}
+
+/// Verifies the chain of a repository.
+///
+/// # Errors
+/// The repository can not be read. What is wrong is an answer.
+pub async fn verify(session: &Session, key: Option<&PublicKey>) -> Result<EvidenceReport> {
+    let repository = session.open(Role::Writer).await?;
+    let mut read = BTreeMap::new();
+    for id in repository.evidence_ids().await? {
+        read.insert(id, repository.read_present(&layout::evidence(id)).await?.to_vec());
+    }
+    Ok(judge(read, key))
+}
+
+/// Verifies files, with nothing else.
+///
+/// # Errors
+/// They can not be read.
+pub fn verify_files(files: &[std::path::PathBuf], key: Option<&PublicKey>) -> Result<EvidenceReport> {
+    let mut read = BTreeMap::new();
+    for path in files {
+        let doing = || format!("can not read {}", path.display());
+        let mut paths = vec![path.clone()];
+        if path.is_dir() {
+            paths = std::fs::read_dir(path)
+                .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
+                .doing(doing)?;
+        }
+        for path in paths {
+            let id = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            let id = id.ok_or_else(|| {
+                Error::usage(format!("{} is no evidence: its name is no id", path.display()))
+                    .hint("Give evidence/<ID>.json as it is in the repository, or the directory of them.")
+            })?;
+            read.insert(
+                id,
+                std::fs::read(&path).doing(|| format!("can not read {}", path.display()))?,
+            );
+        }
+    }
+    Ok(judge(read, key))
+}
+
+fn judge(read: BTreeMap<Ulid, Vec<u8>>, key: Option<&PublicKey>) -> EvidenceReport {
+    let (mut chain, mut problems) = (Vec::new(), Vec::new());
+    let count = read.len();
+    for (id, bytes) in read {
+        match Evidence::parse(id, &bytes) {
+            Ok(evidence) => chain.push(evidence),
+            Err(e) => problems.push(e.chain()),
+        }
+    }
+    problems.extend(evidence::judge(&chain, key));
+    EvidenceReport {
+        ok: problems.is_empty(),
+        evidence: count,
+        newest: chain.last().map(listed),
+        signatures_checked: key.is_some(),
+        problems,
+    }
+}
+
+/// The points that drills proved, with when and at which level; the newest drill of each. Only what the policy's key has
+/// signed counts, where it has one.
+///
+/// # Errors
+/// The store; one that is no evidence: then nobody knows.
+pub async fn proven(
+    session: &Session,
+    repository: &Repository,
+) -> Result<BTreeMap<(SourceName, RunId), Drilled>> {
+    let key = signing_key(session)?.map(|key| key.public());
+    let mut proven = BTreeMap::new();
+    for evidence in all(repository).await? {
+        if key.as_ref().is_some_and(|key| !evidence.is_signed_by(key)) {
+            continue;
+        }
+        let report = &evidence.statement.predicate.report;
+        let at: Option<DateTime<Utc>> = report["at"].as_str().and_then(|at| at.parse().ok());
+        for of_source in report["sources"].as_array().into_iter().flatten() {
+            let passed = of_source["result"].as_str() == Some(Outcome::Passed.name());
+            let known = (
+                of_source["source"].as_str().and_then(|s| s.parse().ok()),
+                of_source["run"].as_str().and_then(|r| r.parse().ok()),
+                of_source["level"].as_u64().and_then(|l| u8::try_from(l).ok()),
+                at,
+            );
+            if let (true, (Some(source), Some(run), Some(level), Some(at))) = (passed, known) {
+                proven.insert((source, run), Drilled { at, level });
+            }
+        }
+    }
+    Ok(proven)
+}
+
+/// As [`proven`], for what is shown only: where it can not be told, nothing is proven, and why is said.
+pub async fn proven_or_why(
+    session: &Session,
+    repository: &Repository,
+) -> (BTreeMap<(SourceName, RunId), Drilled>, Option<String>) {
+    match proven(session, repository).await {
+        Ok(proven) => (proven, None),
+        Err(e) if e.kind() == Kind::Interrupted => (BTreeMap::new(), None),
+        Err(e) => (
+            BTreeMap::new(),
+            Some(format!("what drills proved can not be told: {}", e.chain())),
+        ),
+    }
+}

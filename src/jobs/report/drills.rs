@@ -1,0 +1,136 @@
+//! What drills answer, and what is told of their evidence.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::drill::{Check, Outcome};
+use crate::types::{RunId, SourceName};
+
+/// `drill`
+#[derive(Clone, Debug, Serialize)]
+pub struct DrillReport {
+    /// `[drill.NAME]`
+    pub drill: String,
+    /// Of which environment.
+    pub environment: String,
+    /// The version of Lifeboat.
+    pub version: String,
+    /// The worst of its sources.
+    pub result: Outcome,
+    /// The lowest that a source reached; none: one reached none.
+    pub level: Option<u8>,
+    /// When it began.
+    pub at: DateTime<Utc>,
+    /// Wall time.
+    pub seconds: f64,
+    /// Its sources.
+    pub sources: Vec<SourceDrill>,
+    /// The key of its evidence.
+    pub evidence: Option<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// A source's part in a drill.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceDrill {
+    /// The source.
+    pub source: SourceName,
+    /// How it ended.
+    pub result: Outcome,
+    /// The highest level that was reached, 0–6.
+    pub level: Option<u8>,
+    /// The repository's id.
+    pub repository: Option<String>,
+    /// The point that was restored.
+    pub run: Option<RunId>,
+    /// Why that one.
+    pub reason: String,
+    /// The instant that the point restores to.
+    pub restored_to: Option<DateTime<Utc>>,
+    /// How long the restore took, its comparison with the facts included.
+    pub rto_seconds: Option<f64>,
+    /// `objective.rto`
+    pub rto_objective_seconds: Option<f64>,
+    /// The age of the newest point.
+    pub rpo_seconds: Option<f64>,
+    /// `max_age`, or `objective.rpo`.
+    pub rpo_objective_seconds: Option<f64>,
+    /// What was restored into.
+    pub target: String,
+    /// Recipients of the identities that were at hand.
+    pub identity: Vec<String>,
+    /// Bytes restored.
+    pub bytes: u64,
+    /// Each check, with what should be and what is.
+    pub checks: Vec<Check>,
+    /// Levels of which nothing was looked at.
+    pub not_tested: Vec<String>,
+    /// What became of the target.
+    pub cleanup: String,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+    /// Wall time of all of it.
+    pub seconds: f64,
+}
+
+impl SourceDrill {
+    /// Of nothing yet.
+    pub fn new(source: SourceName) -> Self {
+        Self {
+            source,
+            result: Outcome::CouldNotRun,
+            level: None,
+            repository: None,
+            run: None,
+            reason: String::new(),
+            restored_to: None,
+            rto_seconds: None,
+            rto_objective_seconds: None,
+            rpo_seconds: None,
+            rpo_objective_seconds: None,
+            target: String::new(),
+            identity: Vec::new(),
+            bytes: 0,
+            checks: Vec::new(),
+            not_tested: Vec::new(),
+            cleanup: "nothing was made".to_owned(),
+            warnings: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+}
+
+/// A line of `evidence list`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ListedEvidence {
+    /// Its id.
+    pub id: String,
+    /// When the drill began.
+    pub at: Option<DateTime<Utc>>,
+    /// `[drill.NAME]`
+    pub drill: String,
+    /// `passed`, `failed`, `could_not_run`.
+    pub result: String,
+    /// The level that was reached.
+    pub level: Option<u64>,
+    /// Its sources.
+    pub sources: Vec<String>,
+    /// It has a signature; whose, `evidence verify` tells.
+    pub signed: bool,
+}
+
+/// `evidence verify`
+#[derive(Clone, Debug, Serialize)]
+pub struct EvidenceReport {
+    /// Nothing is wrong.
+    pub ok: bool,
+    /// How many were looked at.
+    pub evidence: usize,
+    /// The newest.
+    pub newest: Option<ListedEvidence>,
+    /// A public key was given.
+    pub signatures_checked: bool,
+    /// What is wrong, a sentence each.
+    pub problems: Vec<String>,
+}
