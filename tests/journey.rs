@@ -4,6 +4,8 @@
 
 #[path = "journey/databases.rs"]
 mod databases;
+#[path = "journey/defects.rs"]
+mod defects;
 #[path = "journey/drills.rs"]
 mod drills;
 #[path = "journey/evidence.rs"]

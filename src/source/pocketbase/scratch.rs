@@ -516,3 +516,6 @@ impl ScratchTarget for PocketBaseScratch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
