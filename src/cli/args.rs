@@ -371,6 +371,13 @@ pub enum EvidenceAction {
         #[arg(value_parser = evidence_id)]
         id: ulid::Ulid,
     },
+    /// What a month's drills proved, and which sources and points no drill ever did, in Markdown
+    #[command(after_help = "Example:\n  backup evidence report --month 2026-11 >report.md")]
+    Report {
+        /// The month, of UTC [default: this one]
+        #[arg(long, value_name = "YYYY-MM")]
+        month: Option<String>,
+    },
     /// Verify signatures and chain; of files without a policy and without a network
     #[command(after_help = "Example:\n  backup evidence verify --key drill.pub evidence/")]
     Verify {

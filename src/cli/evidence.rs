@@ -1,4 +1,4 @@
-//! `backup evidence list|show|verify`
+//! `backup evidence list|show|report|verify`
 
 use super::Surroundings;
 use super::args::EvidenceAction;
@@ -6,7 +6,8 @@ use super::drill::level;
 use super::text::{clean, table, utc};
 use crate::error::{Context as _, Kind, Result};
 use crate::jobs;
-use crate::jobs::report::EvidenceReport;
+use crate::jobs::evidence::Month;
+use crate::jobs::report::{EvidenceReport, MonthReport};
 use crate::repository::evidence::PublicKey;
 
 /// Lists, shows, or verifies (exit 21 when something is wrong with the chain).
@@ -44,6 +45,18 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
                 .result(&found.statement, || markdown(&found.id.to_string(), report))?;
             Ok(0)
         }
+        EvidenceAction::Report { month } => {
+            let session = surroundings.session()?;
+            let month = match month {
+                Some(text) => Month::parse(&text)?,
+                None => Month::of(session.world.clock.now()),
+            };
+            let report = surroundings
+                .reading(jobs::evidence::month(&session, month))
+                .await?;
+            surroundings.printer.result(&report, || of_month(&report))?;
+            Ok(0)
+        }
         EvidenceAction::Verify { key, files } => {
             let key = match key {
                 Some(path) => {
@@ -65,6 +78,56 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
             Ok(if report.ok { 0 } else { Kind::Damaged.exit_code() })
         }
     }
+}
+
+/// A month for people, in Markdown.
+fn of_month(report: &MonthReport) -> String {
+    let chain = match (report.problems.as_slice(), report.signatures_checked) {
+        ([], true) => "whole, every one signed by the policy's key".to_owned(),
+        ([], false) => "whole; no key is at hand to compare signatures with".to_owned(),
+        (some, _) => some.join("; "),
+    };
+    let mut out = format!(
+        "# Drills of {}, environment {}\n\nEvidence: {}.\n\n",
+        report.month,
+        report.environment,
+        cell(&chain)
+    );
+    out += "| source | passed | failed | could not run | slowest restore | objective | passed last (UTC) | points | of them proven | |\n";
+    out += "|---|---|---|---|---|---|---|---|---|---|\n";
+    let seconds = |of: Option<f64>| of.map_or_else(|| "-".to_owned(), super::text::span);
+    for source in &report.sources {
+        let note = match (source.in_no_drill, source.last_passed) {
+            (true, _) => "in no drill",
+            (false, None) => "never proven",
+            _ => "",
+        };
+        out += &format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {note} |\n",
+            cell(&source.source),
+            source.passed,
+            source.failed,
+            source.could_not_run,
+            seconds(source.rto_seconds),
+            seconds(source.rto_objective_seconds),
+            source.last_passed.map_or_else(|| "-".to_owned(), utc),
+            source.points,
+            source.points_proven,
+        );
+    }
+    out += "\n| evidence | begun (UTC) | drill | result | level | sources |\n|---|---|---|---|---|---|\n";
+    for drill in &report.drills {
+        out += &format!(
+            "| {} | {} | {} | {} | {} | {} |\n",
+            drill.id,
+            drill.at.map_or_else(|| "-".to_owned(), utc),
+            cell(&drill.drill),
+            cell(&drill.result),
+            drill.level.map_or_else(|| "-".to_owned(), |l| l.to_string()),
+            cell(&drill.sources.join(", ")),
+        );
+    }
+    out
 }
 
 fn verified(report: &EvidenceReport) -> String {

@@ -1,15 +1,15 @@
 //! Evidence: kept by drills, listed, shown, and verified: also offline, with nothing but files and a public key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
 use ulid::Ulid;
 
 use super::Session;
-use super::report::{DrillReport, Drilled, EvidenceReport, ListedEvidence};
+use super::report::{Coverage, DrillReport, Drilled, EvidenceReport, ListedEvidence, MonthReport};
 use super::session::Role;
 use crate::drill::Outcome;
 use crate::error::{Context as _, Error, Kind, Result};
@@ -263,5 +263,151 @@ pub async fn proven_or_why(
             BTreeMap::new(),
             Some(format!("what drills proved can not be told: {}", e.chain())),
         ),
+    }
+}
+
+/// What a month's drills proved, and what was never drilled. The month is one of UTC's.
+///
+/// # Errors
+/// The repository; evidence that can not be read.
+pub async fn month(session: &Session, month: Month) -> Result<MonthReport> {
+    let repository = session.open(Role::Writer).await?;
+    let all = all(&repository).await?;
+    let key = signing_key(session)?.map(|key| key.public());
+    let proven = proven(session, &repository).await?;
+    let of_month: Vec<&Evidence> = all
+        .iter()
+        .filter(|e| listed(e).at.is_some_and(|at| month.has(at)))
+        .collect();
+    let mut names: BTreeSet<String> = session.policy.sources.keys().map(ToString::to_string).collect();
+    names.extend(of_month.iter().flat_map(|e| listed(e).sources));
+    let mut sources = Vec::new();
+    for name in names {
+        let source: Option<SourceName> = name.parse().ok();
+        let policy = source
+            .as_ref()
+            .and_then(|source| session.policy.sources.get(source));
+        let runs: BTreeSet<RunId> = match &source {
+            Some(source) => repository
+                .runs_below(&layout::points_prefix(source))
+                .await?
+                .into_keys()
+                .collect(),
+            None => BTreeSet::new(),
+        };
+        let own: Vec<(&RunId, &Drilled)> = proven
+            .iter()
+            .filter(|((of, _), _)| source.as_ref() == Some(of))
+            .map(|((_, run), drilled)| (run, drilled))
+            .collect();
+        let mut coverage = Coverage {
+            passed: 0,
+            failed: 0,
+            could_not_run: 0,
+            rto_seconds: None,
+            rto_objective_seconds: policy.and_then(|p| p.objective.rto).map(|d| d.as_secs_f64()),
+            last_passed: own.iter().map(|(_, drilled)| drilled.at).max(),
+            points: runs.len() as u64,
+            points_proven: own.iter().filter(|(run, _)| runs.contains(run)).count() as u64,
+            in_no_drill: !session
+                .policy
+                .drills
+                .values()
+                .any(|drill| drill.sources.iter().any(|s| s.as_str() == name)),
+            source: name,
+        };
+        for evidence in &of_month {
+            count(&mut coverage, &evidence.statement.predicate.report);
+        }
+        sources.push(coverage);
+    }
+    Ok(MonthReport {
+        month: month.to_string(),
+        environment: session.policy.environment.to_string(),
+        drills: of_month.into_iter().map(listed).collect(),
+        sources,
+        problems: evidence::judge(&all, key.as_ref()),
+        signatures_checked: key.is_some(),
+    })
+}
+
+/// Counts what a report says of a source.
+fn count(coverage: &mut Coverage, report: &serde_json::Value) {
+    for of_source in report["sources"].as_array().into_iter().flatten() {
+        if of_source["source"].as_str() != Some(coverage.source.as_str()) {
+            continue;
+        }
+        match of_source["result"].as_str() {
+            Some("passed") => coverage.passed += 1,
+            Some("failed") => coverage.failed += 1,
+            _ => coverage.could_not_run += 1,
+        }
+        if let Some(took) = of_source["rto_seconds"].as_f64() {
+            coverage.rto_seconds = Some(coverage.rto_seconds.map_or(took, |slowest| slowest.max(took)));
+        }
+    }
+}
+
+/// A month of UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Month {
+    year: i32,
+    month: u32,
+}
+
+impl Month {
+    /// The one that an instant lies in.
+    pub fn of(at: DateTime<Utc>) -> Self {
+        Self {
+            year: at.year(),
+            month: at.month(),
+        }
+    }
+
+    /// Reads `2026-11`.
+    ///
+    /// # Errors
+    /// It is no month.
+    pub fn parse(text: &str) -> Result<Self> {
+        let parsed = || {
+            let (year, month) = text.split_once('-')?;
+            let plain = |part: &str, length| part.len() == length && part.bytes().all(|b| b.is_ascii_digit());
+            let (year, month) = (plain(year, 4).then_some(year)?, plain(month, 2).then_some(month)?);
+            let month: u32 = month.parse().ok()?;
+            (1..=12).contains(&month).then_some(Self {
+                year: year.parse().ok()?,
+                month,
+            })
+        };
+        parsed().ok_or_else(|| Error::usage(format!("{text:?} is no month")).hint("Write it as 2026-11."))
+    }
+
+    fn has(self, at: DateTime<Utc>) -> bool {
+        Self::of(at) == self
+    }
+}
+
+impl std::fmt::Display for Month {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04}-{:02}", self.year, self.month)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_is_read_and_has_its_days() {
+        let month = Month::parse("2026-11").unwrap();
+        assert_eq!(month.to_string(), "2026-11");
+        let has = |at: &str| month.has(at.parse().unwrap());
+        assert!(has("2026-11-01T00:00:00Z") && has("2026-11-30T23:59:59Z"));
+        assert!(!has("2026-10-31T23:59:59Z") && !has("2026-12-01T00:00:00Z") && !has("2025-11-05T00:00:00Z"));
+        for bad in [
+            "2026-13", "2026-00", "2026", "26-11", "2026-1", "november", "2026-+1",
+        ] {
+            assert!(Month::parse(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::state::last::LastRun;
 use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
 
-pub use drills::{DrillReport, EvidenceReport, ListedEvidence, SourceDrill};
+pub use drills::{Coverage, DrillReport, EvidenceReport, ListedEvidence, MonthReport, SourceDrill};
 
 /// A failure inside a document.
 #[derive(Clone, Debug, Serialize)]

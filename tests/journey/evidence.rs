@@ -162,3 +162,55 @@ fn answer(port: u16, path: &str) -> String {
     };
     ask().unwrap_or_default()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_month_says_what_was_proven_and_what_never_was() {
+    let site = site("[drill.app]\nsources = [\"app\"]\nkeep_failed = \"0s\"\nmax_age = \"9d\"\n").await;
+    assert_eq!(drill(&site, "app").0, 0);
+    site.json(&["run", "app"]);
+    edit(&site, |policy| {
+        policy.replace("max_age = \"9d\"", "binaries = \"/nowhere\"")
+    });
+    assert_eq!(drill(&site, "app").0, 23);
+    let report = site.json(&["evidence", "report"]);
+    let source = |name: &str| of(&report, name).clone();
+    let app = source("app");
+    assert_eq!(
+        (&app["passed"], &app["failed"], &app["could_not_run"]),
+        (&json!(1), &json!(0), &json!(1)),
+        "{app}"
+    );
+    assert_eq!(
+        (&app["points"], &app["points_proven"], &app["in_no_drill"]),
+        (&json!(2), &json!(1), &json!(false)),
+        "{app}"
+    );
+    assert!(app["rto_seconds"].as_f64().unwrap() > 0.0 && app["last_passed"].is_string());
+    let orders = source("orders");
+    assert_eq!(
+        (
+            &orders["points_proven"],
+            &orders["in_no_drill"],
+            &orders["last_passed"]
+        ),
+        (&json!(0), &json!(true), &Value::Null),
+        "{orders}"
+    );
+    assert_eq!(
+        (&report["problems"], &report["signatures_checked"]),
+        (&json!([]), &json!(true))
+    );
+    let markdown = harness::run_ok(&mut site.backup(&["evidence", "report"])).stdout;
+    assert!(
+        markdown.contains("whole, every one signed") && markdown.contains("| in no drill |"),
+        "{markdown}"
+    );
+    let before = site.json(&["evidence", "report", "--month", "2024-02"]);
+    assert_eq!(
+        (&before["drills"], &of(&before, "app")["passed"]),
+        (&json!([]), &json!(0)),
+        "{before}"
+    );
+    assert_eq!(of(&before, "app")["points_proven"], json!(1));
+    site.refused(&["evidence", "report", "--month", "november"], 2);
+}

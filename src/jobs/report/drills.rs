@@ -134,3 +134,45 @@ pub struct EvidenceReport {
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }
+
+/// `evidence report`: what a month's drills proved, and of what nothing is proven.
+#[derive(Clone, Debug, Serialize)]
+pub struct MonthReport {
+    /// `2026-11`, in UTC.
+    pub month: String,
+    /// Of which environment.
+    pub environment: String,
+    /// The drills of the month, oldest first.
+    pub drills: Vec<ListedEvidence>,
+    /// Every source of the policy and of the evidence, by name.
+    pub sources: Vec<Coverage>,
+    /// What is wrong with the chain of all evidence, a sentence each.
+    pub problems: Vec<String>,
+    /// The policy's key was compared with the signatures.
+    pub signatures_checked: bool,
+}
+
+/// What is proven of a source.
+#[derive(Clone, Debug, Serialize)]
+pub struct Coverage {
+    /// The source.
+    pub source: String,
+    /// Drills of it in the month, by how they ended.
+    pub passed: u32,
+    /// See above.
+    pub failed: u32,
+    /// See above.
+    pub could_not_run: u32,
+    /// The slowest restore of the month, seconds.
+    pub rto_seconds: Option<f64>,
+    /// `objective.rto`
+    pub rto_objective_seconds: Option<f64>,
+    /// When a drill of it passed last, in whatever month.
+    pub last_passed: Option<DateTime<Utc>>,
+    /// Recovery points that are there now.
+    pub points: u64,
+    /// Of these: proven by a drill, in whatever month.
+    pub points_proven: u64,
+    /// No drill of the policy names it.
+    pub in_no_drill: bool,
+}
