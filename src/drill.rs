@@ -91,9 +91,18 @@ pub struct Check {
     pub expected: String,
     /// What is.
     pub actual: String,
+    /// What a server or a program said of it, which may hold the rows of users: never in evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 impl Check {
+    /// With what a server or a program said.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into()).filter(|d| !d.is_empty());
+        self
+    }
     /// As it should be.
     pub fn passed(name: impl Into<String>, level: Level, is: impl Into<String>) -> Self {
         let is = is.into();
@@ -103,6 +112,7 @@ impl Check {
             result: Outcome::Passed,
             expected: is.clone(),
             actual: is,
+            detail: None,
         }
     }
     /// Compared with what should be.
@@ -123,6 +133,7 @@ impl Check {
             },
             expected,
             actual,
+            detail: None,
         }
     }
     /// Not as it should be.
@@ -138,6 +149,7 @@ impl Check {
             result: Outcome::Failed,
             expected: expected.into(),
             actual: actual.into(),
+            detail: None,
         }
     }
     /// Nobody knows.
@@ -148,6 +160,7 @@ impl Check {
             result: Outcome::CouldNotRun,
             expected: "it can be looked at".to_owned(),
             actual: why.into(),
+            detail: None,
         }
     }
     /// Whether something took no longer than it may.
@@ -163,6 +176,7 @@ impl Check {
             },
             expected: format!("at most {}", text(limit)),
             actual: text(actual),
+            detail: None,
         }
     }
 }
@@ -282,6 +296,7 @@ mod tests {
             result,
             expected: String::new(),
             actual: String::new(),
+            detail: None,
         }
     }
 

@@ -121,6 +121,9 @@ impl Surroundings {
 
 /// The process: its arguments, its environment, its clocks.
 pub fn main() -> ExitCode {
+    if let Some(ended) = crate::sandbox::enter(&std::env::args_os().collect::<Vec<_>>()) {
+        return ended;
+    }
     // A variable that is no UTF-8 can not be what is asked for; it counts as not set.
     let lookup: Lookup = Arc::new(|name| std::env::var(name).ok());
     ExitCode::from(run(std::env::args_os().collect(), lookup, World::system()))

@@ -9,6 +9,9 @@ use super::parse::{HOUR, schedule};
 use super::reader::Reader;
 use crate::drill::Select;
 
+/// A check that takes longer has no answer.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Reads a drill; `sources` are the policy's.
 pub(super) fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
     let named = reader.items("sources").unwrap_or_default();
@@ -30,7 +33,7 @@ pub(super) fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> Dr
     }
     let select = reader.one_of("at", &Select::ALL.map(Select::name));
     let select = Select::ALL.into_iter().find(|s| Some(s.name()) == select);
-    let mut checks = Vec::new();
+    let mut checks: Vec<UserCheck> = Vec::new();
     for check in reader.tables("checks", "check") {
         if let Some((message, hint)) = check.filled("source").and_then(|name| undefined(&name)) {
             check.problem("source", message, hint);
@@ -41,7 +44,14 @@ pub(super) fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> Dr
             let hint = Some("name it in sources of the drill too".to_owned());
             check.problem("source", format!("{name} is not a source of this drill"), hint);
         }
-        checks.extend(user_check(&check));
+        if let Some(own) = user_check(&check) {
+            let same = |c: &&UserCheck| c.source == own.source && c.name == own.name;
+            if checks.iter().find(same).is_some() {
+                let message = format!("there are two checks of the name {:?}", own.name);
+                check.problem("name", message, Some("name each one differently".to_owned()));
+            }
+            checks.push(own);
+        }
         check.finish(&[]);
     }
     let policy = DrillPolicy {
@@ -72,6 +82,7 @@ fn user_check(reader: &Reader<'_, '_>) -> Option<UserCheck> {
         reader.filled("database"),
     );
     let (command, http) = (reader.texts("command"), reader.filled("http"));
+    let timeout = reader.duration_from("timeout", Duration::from_secs(1));
     let given = [query.is_some(), command.is_some(), http.is_some()];
     let wanted = "a check has one of sql, command and http";
     if given.iter().filter(|g| **g).count() != 1 {
@@ -116,6 +127,7 @@ fn user_check(reader: &Reader<'_, '_>) -> Option<UserCheck> {
     Some(UserCheck {
         source: source?.parse().ok()?,
         name: name?,
+        timeout: timeout.unwrap_or(CHECK_TIMEOUT),
         what,
     })
 }

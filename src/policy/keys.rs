@@ -423,7 +423,13 @@ pub const KEYS: &[Key] = &[
         "The database of the query, where there are several",
     ),
     key("check", "expected", Text, "The value, as text"),
-    key("check", "command", Texts, "A program that must end with 0"),
+    key(
+        "check",
+        "command",
+        Texts,
+        "A program that must end with 0; it is started beside the target, and sees only the system's programs, itself and the target",
+    ),
+    key("check", "timeout", Duration, "Most time; default 5m"),
     key(
         "check",
         "http",

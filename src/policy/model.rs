@@ -458,6 +458,8 @@ pub struct UserCheck {
     pub source: SourceName,
     /// Its name in the evidence.
     pub name: String,
+    /// The most time that it may take.
+    pub timeout: Duration,
     /// What is done.
     pub what: UserCheckKind,
 }

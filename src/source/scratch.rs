@@ -1,27 +1,118 @@
 //! What a drill restores into: a target of its own, that nobody else can reach, with what proves the result.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
 use super::{Context, Target};
 use crate::drill::Check;
-use crate::error::Result;
-
-/// Users that the processes of a scratch target run as when we are root, which Postgres refuses to be.
-const USERS: [&str; 3] = ["postgres", "lifeboat", "nobody"];
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::sandbox::{NoRoom, Plan, Sandbox};
 
 /// What a scratch target is made with.
 #[derive(Clone, Debug)]
 pub struct ScratchPlan {
-    /// A private directory, in which everything of it stands and works; the caller removes it.
+    /// Private to us, and the caller removes it: the parts below are in it, and what is written down of the target.
     pub directory: PathBuf,
-    /// User and group that its processes run as, and that the directory belongs to; none: our own.
-    pub run_as: Option<(u32, u32)>,
+    /// Everything of the target stands and works here.
+    pub home: PathBuf,
+    /// Empty: the root of a sandbox.
+    pub root: PathBuf,
+    /// Sockets that lead to the target.
+    pub doors: PathBuf,
+    /// User and group of its processes and files, when we are root; none: our own.
+    pub user: Option<(u32, u32)>,
+    /// It has name spaces of its own; otherwise why not.
+    pub apart: Result<(), String>,
     /// Where server programs are; otherwise they are looked for.
     pub binaries: Option<PathBuf>,
     /// The most memory of each of its processes, bytes.
     pub memory: Option<u64>,
+    /// Programs of the operator's checks, which have to be seen from inside.
+    pub commands: Vec<PathBuf>,
+}
+
+impl ScratchPlan {
+    fn plan(&self, visible: Vec<PathBuf>) -> Plan {
+        Plan {
+            home: self.home.clone(),
+            root: self.root.clone(),
+            doors: self.doors.clone(),
+            user: self.user,
+            visible,
+            apart: self.apart.is_ok(),
+        }
+    }
+
+    /// Makes the sandbox of the target, in which these programs are seen too; what they say goes to a log beside its home.
+    ///
+    /// # Errors
+    /// It can not be made.
+    pub async fn sandbox(&self, mut visible: Vec<PathBuf>) -> Result<Sandbox> {
+        visible.extend(self.commands.iter().cloned());
+        let log = self.log();
+        let written = File::create(&log).doing(|| format!("can not write {}", log.display()))?;
+        match Sandbox::make(&self.plan(visible), written).await {
+            Ok(sandbox) => Ok(sandbox),
+            Err(NoRoom::NotApart(why)) => {
+                Err(Error::new(Kind::DrillCouldNotRun, "the sandbox can not be made").because(why))
+            }
+            Err(NoRoom::Failed(e)) => Err(e),
+        }
+    }
+
+    /// Whether name spaces can be had here.
+    ///
+    /// # Errors
+    /// Neither can be told.
+    pub async fn try_apart(&self) -> Result<Result<(), String>> {
+        let null = File::options()
+            .write(true)
+            .open("/dev/null")
+            .doing(|| "can not open /dev/null")?;
+        let result = match Sandbox::make(&self.plan(Vec::new()), null).await {
+            Ok(sandbox) => {
+                sandbox.end().await?;
+                Ok(())
+            }
+            Err(NoRoom::NotApart(why)) => Err(why),
+            Err(NoRoom::Failed(e)) => return Err(e),
+        };
+        let door = self.doors.join("door");
+        match std::fs::remove_file(&door) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).doing(|| format!("can not remove {}", door.display()))
+            }
+            _ => Ok(result),
+        }
+    }
+
+    /// Where what its programs say is written.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("target.log")
+    }
+
+    /// How the target is kept apart, for the evidence.
+    pub fn apart_text(&self) -> String {
+        let user = match self.user {
+            Some((user, _)) => format!("as user {user}"),
+            None => "as our own user".to_owned(),
+        };
+        match &self.apart {
+            Ok(()) => format!(
+                "in a sandbox of its own (network, processes, shared memory, files) that nothing leaves, {user}"
+            ),
+            Err(why) => format!("NOT in a sandbox of its own ({why}), {user}"),
+        }
+    }
+}
+
+/// The end of a log, for a message.
+pub fn last_of(log: &Path, bytes: usize) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let from = text.len().saturating_sub(bytes);
+    String::from_utf8_lossy(&text[from..]).trim().to_owned()
 }
 
 /// A target of a drill. Ended with [`ScratchTarget::end`]; dropped, its processes are killed.
@@ -31,39 +122,37 @@ pub trait ScratchTarget: Send + Sync {
     fn target(&self) -> Target;
     /// What it is, for the evidence: program, version, how it is kept apart.
     fn description(&self) -> String;
-    /// Checks of what was restored: beyond the facts that the restore compared, and of the application on it.
+    /// Level 4, beyond the facts that the restore compared.
     ///
     /// # Errors
     /// The checks could not be made; one that did not pass is no error.
-    async fn prove(&mut self, context: &Context) -> Result<Vec<Check>>;
-    /// The one value of a query, as text; none: NULL, or no row.
+    async fn examine(&mut self, context: &Context) -> Result<Vec<Check>>;
+    /// The one value of a query, as text; none: NULL, or no row. Before [`ScratchTarget::run`].
     ///
     /// # Errors
     /// What the server says.
     async fn query(&mut self, database: Option<&str>, sql: &str) -> Result<Option<String>>;
-    /// Where the application answers, once it runs: `http://127.0.0.1:PORT`.
-    fn url(&self) -> Option<String>;
+    /// Level 6: the application runs on what was restored.
+    ///
+    /// # Errors
+    /// As of [`ScratchTarget::examine`].
+    async fn run(&mut self, context: &Context) -> Result<Vec<Check>>;
+    /// What no check looks at, a phrase each.
+    fn unlooked(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Where the application answers once it runs, as those inside see it; and a client that reaches it.
+    ///
+    /// # Errors
+    /// No client can be made.
+    fn http(&self) -> Result<Option<(String, reqwest::Client)>>;
     /// What tells a program of the operator's where it is, as environment variables.
     fn environment(&self) -> Vec<(String, String)>;
+    /// Where such a program is started.
+    fn sandbox(&mut self) -> &mut Sandbox;
     /// Ends its processes.
     ///
     /// # Errors
     /// One does not end.
-    async fn end(&mut self) -> Result<()>;
-}
-
-/// The user and group of the first of some users that this system has, when we are root.
-pub fn user_for_root() -> Option<(u32, u32)> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let known = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let of = |name: &str| {
-        let line = known.lines().find(|l| l.split(':').next() == Some(name))?;
-        let mut fields = line.split(':').skip(2);
-        let (user, group): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        (user != 0).then_some((user, group))
-    };
-    // Numbers need no names.
-    Some(USERS.iter().find_map(|name| of(name)).unwrap_or((65_534, 65_534)))
+    async fn end(self: Box<Self>) -> Result<()>;
 }

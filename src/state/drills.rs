@@ -1,17 +1,18 @@
 //! Places of drills: each a directory of its own, known to the state directory, so that what a killed drill left is found.
+//! Its processes are no concern here: they end with the pipe that holds their sandbox.
 //!
 //! ```text
-//! <state>/drills/<id>.json    where its directory is, and till when it is kept; locked while the drill goes on
-//! <state>/drills/<id>/        the directory; or, where another user has to reach it, below the system's temporary one
+//! <state>/drills/<id>.json    where its directory is, and till when it is kept; <id>.lock is locked while the drill goes on
+//! <state>/drills/<id>/        the directory, ours alone: home/ (of the target's user), root/, doors/, what is logged;
+//!                             or below the system's temporary one, where others have to reach it or the path is too long
 //! ```
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
-use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::{StateDir, make_dir, open_lock, read_json, write_json};
@@ -19,9 +20,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::types::RunId;
 
 /// The longest path in which the socket of a server still has its place (107 bytes on Linux: unix(7)).
-const PATH_MAX_BYTES: usize = 70;
-/// How often what does not end is told to, before its directory is left for the next start.
-const KILLS: usize = 50;
+const PATH_MAX_BYTES: usize = 80;
 
 /// What is known of a drill's place.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,15 +40,16 @@ pub struct DrillPlace {
 }
 
 impl DrillPlace {
-    /// Makes the directory (0700), which belongs to `owner` (user and group) where one is given.
+    /// Makes the directory. `home/` in it belongs to `owner` (user and group) where one is given, who finds the way to it
+    /// only with `reachable`.
     ///
     /// # Errors
     /// It can not be made.
-    pub fn make(state: &StateDir, id: RunId, owner: Option<(u32, u32)>) -> Result<Self> {
+    pub fn make(state: &StateDir, id: RunId, owner: Option<(u32, u32)>, reachable: bool) -> Result<Self> {
         let all = state.path().join("drills");
         make_dir(&all)?;
         let own = all.join(id.to_string());
-        let directory = if owner.is_some() || own.as_os_str().len() > PATH_MAX_BYTES {
+        let directory = if reachable || own.as_os_str().len() > PATH_MAX_BYTES {
             std::env::temp_dir().join(named(id))
         } else {
             own
@@ -65,20 +65,47 @@ impl DrillPlace {
             _held: held,
         };
         place.write(None)?;
-        let doing = || format!("can not make the directory {}", place.directory.display());
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&place.directory)
-            .doing(doing)?;
+        let make = |path: &Path| {
+            fs::DirBuilder::new()
+                .mode(0o700)
+                .create(path)
+                .doing(|| format!("can not make the directory {}", path.display()))
+        };
+        make(&place.directory)?;
+        for part in [
+            place.home(),
+            place.home().join("tmp"),
+            place.root(),
+            place.doors(),
+        ] {
+            make(&part)?;
+        }
+        let doing = || format!("can not give {} away", place.home().display());
         if let Some((user, group)) = owner {
-            chown(&place.directory, Some(user), Some(group)).doing(doing)?;
+            chown(place.home().join("tmp"), Some(user), Some(group)).doing(doing)?;
+            chown(place.home(), Some(user), Some(group)).doing(doing)?;
+        }
+        if reachable {
+            fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o711)).doing(doing)?;
         }
         Ok(place)
     }
 
-    /// Its directory.
+    /// All of it.
     pub fn path(&self) -> &Path {
         &self.directory
+    }
+    /// What is the target's.
+    pub fn home(&self) -> PathBuf {
+        self.directory.join("home")
+    }
+    /// Where the root of a sandbox is mounted.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+    /// Sockets of ours.
+    pub fn doors(&self) -> PathBuf {
+        self.directory.join("doors")
     }
 
     fn write(&self, keep_until: Option<DateTime<Utc>>) -> Result<()> {
@@ -94,17 +121,15 @@ impl DrillPlace {
     /// # Errors
     /// It can not be written down; then the next start removes it.
     pub fn keep(self, until: DateTime<Utc>) -> Result<PathBuf> {
-        end_processes(&self.directory)?;
         self.write(Some(until))?;
         Ok(self.directory)
     }
 
-    /// Ends what still runs in it, and removes it.
+    /// Removes it.
     ///
     /// # Errors
     /// Something is left; the next start tries again.
     pub fn remove(self) -> Result<()> {
-        end_processes(&self.directory)?;
         remove(&self.directory)?;
         forget(&self.entry, &self.lock)
     }
@@ -134,36 +159,54 @@ pub fn sweep(state: &StateDir, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
         let (Some(id), Some("lock")) = (id, lock.extension().and_then(|e| e.to_str())) else {
             continue;
         };
-        let held = open_lock(&lock)?;
-        if held.try_lock().is_err() {
-            continue;
+        match open_lock(&lock) {
+            Ok(held) if held.try_lock().is_err() => continue,
+            Ok(_) => {}
+            Err(e) => {
+                tracing::warn!(path = %lock.display(), error = %e.chain(), "it is no lock of a drill, and is left alone");
+                continue;
+            }
         }
         let entry = all.join(format!("{id}.json"));
-        let Some(known) = read_json::<Entry>(&entry)? else {
-            // It was killed before it made anything.
-            forget(&entry, &lock)?;
-            continue;
-        };
-        if known.keep_until.is_some_and(|until| until > now) {
-            continue;
-        }
-        // Only what we would have made ourselves: the file could say anything.
         let ours = [all.join(id.to_string()), std::env::temp_dir().join(named(id))];
-        if !ours.contains(&known.directory) {
-            tracing::warn!(path = %entry.display(), "what it names is no place of a drill, and is left alone");
-            continue;
-        }
-        // Of one that is kept for people all processes have ended; who works in it now is one of them.
-        let ended = match known.keep_until {
-            None if known.directory.exists() => end_processes(&known.directory),
-            _ => Ok(()),
-        };
-        let removed_it = ended.and_then(|()| remove(&known.directory));
-        match removed_it.and_then(|()| forget(&entry, &lock)) {
-            Ok(()) => removed.push(known.directory),
+        let known = match read_json::<Entry>(&entry) {
+            Ok(known) => known,
             Err(e) => {
-                tracing::warn!(path = %known.directory.display(), error = %e.chain(), "what a drill left is not removed yet");
+                tracing::warn!(path = %entry.display(), error = %e.chain(), "where a drill's target is can not be read: it is looked for where it would be made now");
+                None
             }
+        };
+        // Without an entry it was killed before it made anything, or nobody knows.
+        let places = match known {
+            Some(Entry {
+                keep_until: Some(until),
+                ..
+            }) if until > now => continue,
+            // Only what we would have made ourselves, under whatever TMPDIR: the file could say anything.
+            Some(known)
+                if ours[0] == known.directory || known.directory.file_name() == ours[1].file_name() =>
+            {
+                vec![known.directory]
+            }
+            Some(_) => {
+                tracing::warn!(path = %entry.display(), "what it names is no place of a drill, and is left alone");
+                continue;
+            }
+            None => ours.to_vec(),
+        };
+        let mut whole = true;
+        for place in places {
+            match remove(&place) {
+                Ok(true) => removed.push(place),
+                Ok(false) => {}
+                Err(e) => {
+                    whole = false;
+                    tracing::warn!(path = %place.display(), error = %e.chain(), "what a drill left is not removed yet");
+                }
+            }
+        }
+        if whole {
+            forget(&entry, &lock)?;
         }
     }
     Ok(removed)
@@ -181,69 +224,21 @@ fn forget(entry: &Path, lock: &Path) -> Result<()> {
     Ok(())
 }
 
-fn remove(directory: &Path) -> Result<()> {
-    match fs::symlink_metadata(directory) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Ok(metadata) if metadata.is_dir() => {}
-        _ => return Err(Error::failed(format!("{} is no directory", directory.display()))),
-    }
-    fs::remove_dir_all(directory).doing(|| format!("can not remove {}", directory.display()))
-}
-
-/// Kills every process that works in a directory: what a drill starts does, and nothing else.
-fn end_processes(directory: &Path) -> Result<()> {
-    for _ in 0..KILLS {
-        let left = processes_in(directory)?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        for pid in left {
-            match kill_process(pid, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(e) => {
-                    return Err(Error::failed(format!(
-                        "process {} of a drill can not be ended",
-                        pid.as_raw_nonzero()
-                    ))
-                    .because(e));
-                }
-            }
-        }
-        // A killed process is gone when its parent, or init, has seen it.
-        std::thread::yield_now();
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    Err(Error::failed(format!(
-        "processes in {} do not end",
-        directory.display()
-    )))
-}
-
-fn processes_in(directory: &Path) -> Result<Vec<Pid>> {
-    let directory = directory
-        .canonicalize()
-        .doing(|| format!("can not read {}", directory.display()))?;
-    let mut found = Vec::new();
-    let all = match fs::read_dir("/proc") {
-        Ok(all) => all,
-        // No such list on this system: what was started here is ended by who started it.
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(found),
-        Err(e) => return Err(e).doing(|| "can not read /proc"),
+/// Whether there was something to remove.
+fn remove(directory: &Path) -> Result<bool> {
+    let metadata = match fs::symlink_metadata(directory) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        found => found.doing(|| format!("can not look at {}", directory.display()))?,
     };
-    for entry in all {
-        let entry = entry.doing(|| "can not read /proc")?;
-        let pid = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| Pid::from_raw(name.parse().ok()?));
-        // Others' processes can not be looked at, and are not ours.
-        if let Some(pid) = pid
-            && fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&directory))
-        {
-            found.push(pid);
-        }
+    // Whatever stands in its place that we did not make is not ours to remove.
+    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Error::failed(format!(
+            "{} is no directory of ours",
+            directory.display()
+        )));
     }
-    Ok(found)
+    fs::remove_dir_all(directory).doing(|| format!("can not remove {}", directory.display()))?;
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -273,7 +268,7 @@ mod tests {
     fn a_place_is_there_while_it_is_used_and_gone_after() {
         let (root, state) = state();
         let now = "2026-11-26T12:00:00Z".parse().unwrap();
-        let place = DrillPlace::make(&state, id(1), None).unwrap();
+        let place = DrillPlace::make(&state, id(1), None, false).unwrap();
         fs::write(place.path().join("file"), b"x").unwrap();
         assert!(sweep(&state, now).unwrap().is_empty(), "it is in use");
         assert!(place.path().join("file").exists());
@@ -282,29 +277,69 @@ mod tests {
     }
 
     #[test]
-    fn what_was_killed_goes_at_the_next_start_with_its_processes() {
+    fn what_was_killed_goes_at_the_next_start() {
         let (root, state) = state();
         let now = "2026-11-26T12:00:00Z".parse().unwrap();
-        let place = DrillPlace::make(&state, id(2), None).unwrap();
+        let place = DrillPlace::make(&state, id(2), None, false).unwrap();
         let directory = place.path().to_owned();
-        fs::create_dir(directory.join("data")).unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("600")
-            .current_dir(directory.join("data"))
-            .spawn()
-            .unwrap();
-        let waits = std::thread::spawn(move || child.wait().unwrap());
+        fs::create_dir(place.home().join("data")).unwrap();
         drop(place);
         assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&directory));
         assert!(!directory.exists() && names(root.path()).is_empty());
-        assert!(!waits.join().unwrap().success(), "it was ended");
+    }
+
+    #[test]
+    fn what_was_made_under_another_tmpdir_goes_too() {
+        let (root, state) = state();
+        let now = "2026-11-26T12:00:00Z".parse().unwrap();
+        let other = root.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let place = DrillPlace::make(&state, id(5), None, false).unwrap();
+        let moved = other.join(named(id(5)));
+        fs::rename(place.path(), &moved).unwrap();
+        let entry = Entry {
+            directory: moved.clone(),
+            keep_until: None,
+        };
+        write_json(&place.entry, &entry).unwrap();
+        drop(place);
+        assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&moved));
+        assert!(!moved.exists() && names(root.path()).is_empty());
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_left_alone_and_so_is_what_it_leads_to() {
+        let (root, state) = state();
+        let now = "2026-11-26T12:00:00Z".parse().unwrap();
+        let precious = root.path().join("precious");
+        fs::create_dir(&precious).unwrap();
+        fs::write(precious.join("file"), b"x").unwrap();
+        let place = DrillPlace::make(&state, id(6), None, false).unwrap();
+        let directory = place.path().to_owned();
+        fs::remove_dir_all(&directory).unwrap();
+        std::os::unix::fs::symlink(&precious, &directory).unwrap();
+        drop(place);
+        assert!(sweep(&state, now).unwrap().is_empty());
+        assert!(precious.join("file").exists());
+    }
+
+    #[test]
+    fn an_entry_that_can_not_be_read_forgets_no_target() {
+        let (root, state) = state();
+        let now = "2026-11-26T12:00:00Z".parse().unwrap();
+        let place = DrillPlace::make(&state, id(7), None, false).unwrap();
+        let directory = place.path().to_owned();
+        fs::write(&place.entry, b"{").unwrap();
+        drop(place);
+        assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&directory));
+        assert!(!directory.exists() && names(root.path()).is_empty());
     }
 
     #[test]
     fn a_failed_one_is_kept_for_its_time() {
         let (root, state) = state();
         let now: DateTime<Utc> = "2026-11-26T12:00:00Z".parse().unwrap();
-        let place = DrillPlace::make(&state, id(3), None).unwrap();
+        let place = DrillPlace::make(&state, id(3), None, false).unwrap();
         let kept = place.keep(now).unwrap();
         let before = now - chrono::TimeDelta::seconds(1);
         assert!(sweep(&state, before).unwrap().is_empty() && kept.exists());
@@ -318,7 +353,7 @@ mod tests {
         let now = "2026-11-26T12:00:00Z".parse().unwrap();
         let precious = root.path().join("precious");
         fs::create_dir(&precious).unwrap();
-        let place = DrillPlace::make(&state, id(4), None).unwrap();
+        let place = DrillPlace::make(&state, id(4), None, false).unwrap();
         let entry = Entry {
             directory: precious.clone(),
             keep_until: None,

@@ -381,6 +381,7 @@ async fn a_start_that_can_not_look_up_what_was_done_is_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drill_that_is_not_well_is_told_as_one_and_is_evidence() {
+    lifeboat::sandbox::keepers_are(env!("CARGO_BIN_EXE_backup").into());
     let mut port = Port::new(226, "0 4 * * *", "");
     let place = Place::new();
     tell(

@@ -55,24 +55,8 @@ pub fn command(site: &Site, arguments: &[&str]) -> Command {
         PathBuf::from("/usr/bin:/bin"),
     ];
     let path: Vec<String> = path.iter().map(|p| p.display().to_string()).collect();
-    std::fs::create_dir_all(places(site)).unwrap();
+    command.env("PATH", path.join(":")).args(arguments);
     command
-        .env("PATH", path.join(":"))
-        .env("TMPDIR", places(site))
-        .args(arguments);
-    command
-}
-
-/// Where targets are made when the test runs as root.
-fn places(site: &Site) -> PathBuf {
-    let path = site.path("places");
-    std::fs::create_dir_all(&path).unwrap();
-    // Another user reaches its own directory in it.
-    for path in [site.directory.path(), &path] {
-        use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).unwrap();
-    }
-    path
 }
 
 pub fn drill(site: &Site, name: &str) -> (i32, Value) {
@@ -97,30 +81,34 @@ fn check<'a>(source: &'a Value, name: &str) -> &'a Value {
 
 #[track_caller]
 pub fn nothing_is_left(site: &Site) {
-    for path in [site.path("state/drills"), places(site)] {
-        let left: Vec<_> = std::fs::read_dir(&path)
-            .map(|entries| entries.map(|e| e.unwrap().path()).collect())
-            .unwrap_or_default();
-        assert!(left.is_empty(), "{left:?}");
-    }
-    assert_eq!(processes(&places(site)), [0; 0], "a process is left");
-    assert_eq!(processes(&site.path("state")), [0; 0], "a process is left");
+    let left: Vec<_> = std::fs::read_dir(site.path("state/drills"))
+        .map(|entries| entries.map(|e| e.unwrap().path()).collect())
+        .unwrap_or_default();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(processes(site), [0; 0], "a process is left");
 }
 
-/// Processes that work below a directory.
-fn processes(directory: &Path) -> Vec<u32> {
-    let directory = directory.canonicalize().unwrap();
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let cwd = std::fs::read_link(entry.path().join("cwd"));
-        if let (Some(pid), Ok(cwd)) = (pid, cwd)
-            && cwd.starts_with(&directory)
-        {
-            found.push(pid);
-        }
-    }
-    found
+/// Processes of sandboxes of this site: keepers know its directory, and the others descend from them.
+fn processes(site: &Site) -> Vec<u32> {
+    let directory = site.directory.path().display().to_string();
+    let read =
+        |pid: u32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let all: Vec<u32> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = read(pid, "stat");
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    let is_sandbox = |pid: u32| {
+        let line = read(pid, "cmdline");
+        line.contains("sandbox-") && line.contains(&directory)
+    };
+    all.into_iter()
+        .filter(|pid| std::iter::successors(Some(*pid), |pid| parent(*pid)).any(is_sandbox))
+        .collect()
 }
 
 pub fn verify(site: &Site, more: &[&str]) -> Said {
@@ -267,7 +255,7 @@ FAILING
         ("orders", "another number", "500"),
         ("orders", "nothing at all", "no value"),
         ("orders", "it is false", "f"),
-        ("app", "a program that fails", "too bad"),
+        ("app", "a program that fails", "it ended with 3"),
         ("app", "no such page", "404"),
     ] {
         let check = check(of(&report, source), name);
@@ -399,12 +387,16 @@ async fn a_drill_that_is_killed_leaves_nothing_behind_the_next_one() {
     let site = site("[drill.both]\nsources = [\"orders\", \"app\"]\nchecks = [{ source = \"orders\", name = \"waits\", command = [\"sleep\", \"600\"] }]\n\n[drill.app]\nsources = [\"app\"]\n").await;
     let mut killed = command(&site, &["drill", "both"]).spawn().unwrap();
     let working = poll(Duration::from_secs(60), || {
-        // The server runs, and so does the check that waits.
-        (processes(&places(&site)).len() + processes(&site.path("state")).len() >= 5).then_some(())
+        // Keeper, init, the server with its own, and the check that waits.
+        (processes(&site).len() >= 9).then_some(())
     });
     assert!(working.is_some(), "the drill does not get there");
     killed.kill().unwrap();
     killed.wait().unwrap();
+    let ended = poll(Duration::from_secs(20), || {
+        processes(&site).is_empty().then_some(())
+    });
+    assert!(ended.is_some(), "{:?} outlive the drill", processes(&site));
     let (code, report) = drill(&site, "app");
     assert_eq!(code, 0, "{report:#}");
     nothing_is_left(&site);
@@ -425,8 +417,8 @@ async fn a_failed_target_is_kept_for_its_time_and_no_longer() {
         .split(" until ")
         .next()
         .unwrap();
-    assert!(Path::new(kept).join("pb_data/data.db").exists(), "{kept}");
-    assert_eq!(processes(Path::new(kept)), [0; 0]);
+    assert!(Path::new(kept).join("home/pb_data/data.db").exists(), "{kept}");
+    assert_eq!(processes(&site), [0; 0]);
     // Its time is over: the entry says so.
     let entry = std::fs::read_dir(site.path("state/drills"))
         .unwrap()

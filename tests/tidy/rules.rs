@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["daemon"],
     &["jobs"],
     &["repository", "source", "notify"],
-    &["store", "state", "policy"],
+    &["store", "state", "policy", "sandbox"],
     &[
         "schedule",
         "drill",

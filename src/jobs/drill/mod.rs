@@ -3,6 +3,7 @@
 
 mod own;
 mod target;
+mod users;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -105,7 +106,9 @@ async fn of_source(
     report.level = drill::reached(&report.checks).map(Level::number);
     report.result = drill::outcome(&report.checks);
     report.seconds = (session.world.clock.since_boot() - begun).as_secs_f64();
+    let unlooked = std::mem::take(&mut report.not_tested);
     report.not_tested = not_tested(&report.checks);
+    report.not_tested.extend(unlooked);
     Ok(report)
 }
 

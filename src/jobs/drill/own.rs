@@ -1,28 +1,49 @@
-//! Level 5: the operator's own checks.
+//! Level 5: the operator's own checks. Queries are asked before the application runs, the others after.
 
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::time::Duration;
-
-use tokio::process::Command;
 
 use super::super::Session;
 use super::told;
 use crate::drill::{Check, Level};
-use crate::error::{Context as _, Error, Kind, Result};
-use crate::policy::{UserCheck, UserCheckKind};
-use crate::source::Context;
+use crate::error::{Error, Kind, Result};
+use crate::policy::{DrillPolicy, UserCheck, UserCheckKind};
+use crate::sandbox::Program;
 use crate::source::scratch::ScratchTarget;
+use crate::types::SourceName;
 
-/// A query or a request that takes longer has no answer.
-const ANSWER: Duration = Duration::from_secs(300);
 /// What is told of what a program said.
 const SAID_CHARS: usize = 500;
+
+/// Programs of the checks of a source that are named by a path: they have to be seen where they are started.
+pub fn programs(policy: &DrillPolicy, source: &SourceName) -> Vec<PathBuf> {
+    let of = policy.checks.iter().filter(|c| c.source == *source);
+    of.filter_map(|check| match &check.what {
+        UserCheckKind::Command(words) => words.first().map(PathBuf::from),
+        _ => None,
+    })
+    .filter(|path| path.is_absolute())
+    .collect()
+}
+
+/// Whether a check is made before the application runs.
+pub fn is_early(check: &UserCheck) -> bool {
+    matches!(check.what, UserCheckKind::Sql { .. })
+}
+
+/// A check that was not reached.
+pub fn not_made(check: &UserCheck) -> Check {
+    Check::could_not_run(
+        &check.name,
+        Some(Level::Own),
+        "the drill ended before it was made",
+    )
+}
 
 /// Carries a check out. Only an interrupt is an error.
 pub async fn carry_out(
     session: &Session,
     scratch: &mut dyn ScratchTarget,
-    context: &Context,
     check: &UserCheck,
 ) -> Result<Check> {
     let done = match &check.what {
@@ -31,7 +52,7 @@ pub async fn carry_out(
             query,
             expected,
         } => sql(scratch, check, database.as_deref(), query, expected.as_deref()).await,
-        UserCheckKind::Command(words) => command(session, scratch, context, check, words).await,
+        UserCheckKind::Command(words) => command(session, scratch, check, words).await,
         UserCheckKind::Http(path) => http(scratch, check, path).await,
     };
     match done {
@@ -61,9 +82,9 @@ async fn sql(
     query: &str,
     expected: Option<&str>,
 ) -> Result<Check> {
-    let answer = tokio::time::timeout(ANSWER, scratch.query(database, query))
+    let answer = tokio::time::timeout(check.timeout, scratch.query(database, query))
         .await
-        .map_err(|_| Error::failed("the query has no answer after 5 minutes"))??;
+        .map_err(|_| late(check.timeout))??;
     let wanted = expected.unwrap_or("true");
     Ok(match (answer, expected) {
         // A check that says nothing proves nothing.
@@ -76,44 +97,50 @@ async fn sql(
     })
 }
 
+fn late(limit: Duration) -> Error {
+    Error::failed(format!("no answer within {}", humantime::format_duration(limit)))
+        .hint("Set timeout in the check.")
+}
+
 async fn command(
     session: &Session,
-    scratch: &dyn ScratchTarget,
-    context: &Context,
+    scratch: &mut dyn ScratchTarget,
     check: &UserCheck,
     words: &[String],
 ) -> Result<Check> {
     let (program, arguments) = words
         .split_first()
         .ok_or_else(|| Error::usage("the command names no program"))?;
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .envs(scratch.environment())
-        .current_dir(&context.scratch)
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    let ended = tokio::select! {
+    let mut environment = scratch.environment();
+    environment.push(("LC_ALL".to_owned(), "C".to_owned()));
+    let sandbox = scratch.sandbox();
+    let order = Program {
+        program: program.clone(),
+        arguments: arguments.to_vec(),
+        environment,
+        directory: sandbox.home().display().to_string(),
+        heard: true,
+        memory: None,
+    };
+    let mut process = sandbox.start(order).await?;
+    let how = tokio::select! {
         biased;
         () = session.cancel.cancelled() => return Err(Error::new(Kind::Interrupted, "interrupted")),
-        ended = command.output() => ended.doing(|| format!("{program} can not be started"))?,
+        how = process.ended() => how?,
+        () = tokio::time::sleep(check.timeout) => {
+            sandbox.signal(&process, rustix::process::Signal::KILL).await?;
+            return Err(late(check.timeout));
+        }
     };
-    if ended.status.success() {
+    if how.success() {
         return Ok(Check::passed(&check.name, Level::Own, "it ends with 0"));
     }
-    let said = String::from_utf8_lossy(&[ended.stderr, ended.stdout].concat())
-        .trim()
-        .to_owned();
-    let said: String = said.chars().take(SAID_CHARS).collect();
-    let actual = format!("{}: {said}", ended.status);
-    Ok(Check::failed(&check.name, Level::Own, "it ends with 0", actual))
+    let said: String = how.said.chars().take(SAID_CHARS).collect();
+    Ok(Check::failed(&check.name, Level::Own, "it ends with 0", how.text()).with_detail(said))
 }
 
 async fn http(scratch: &dyn ScratchTarget, check: &UserCheck, path: &str) -> Result<Check> {
-    let Some(base) = scratch.url() else {
+    let Some((base, client)) = scratch.http()? else {
         return Ok(Check::could_not_run(
             &check.name,
             Some(Level::Own),
@@ -121,13 +148,13 @@ async fn http(scratch: &dyn ScratchTarget, check: &UserCheck, path: &str) -> Res
         ));
     };
     let failed = |e: reqwest::Error| Error::failed("it does not answer").because(e.without_url());
-    let client = reqwest::Client::builder()
-        .timeout(ANSWER)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(failed)?;
-    let answer = client.get(format!("{base}{path}")).send().await.map_err(failed)?;
-    let status = answer.status().as_u16().to_string();
+    let request = client.get(format!("{base}{path}")).timeout(check.timeout);
+    let status = request
+        .send()
+        .await
+        .map_err(failed)?
+        .status()
+        .as_u16()
+        .to_string();
     Ok(Check::compared(&check.name, Level::Own, "200", status))
 }

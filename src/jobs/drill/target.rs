@@ -1,5 +1,6 @@
 //! The target of a drill: made, restored into, judged and removed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +11,14 @@ use super::super::outline::outline;
 use super::super::report::SourceDrill;
 use super::super::restore::{self, Aim, Request};
 use super::super::{Session, restore as restores};
-use super::{own, told};
+use super::{own, told, users};
 use crate::drill::{Check, Level, Outcome};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::policy::DrillPolicy;
+use crate::policy::{DrillPolicy, UserCheck};
 use crate::repository::Repository;
 use crate::repository::catalog::Point;
 use crate::repository::reader::OpenPoint;
-use crate::source::scratch::{ScratchPlan, ScratchTarget, user_for_root};
+use crate::source::scratch::{ScratchPlan, ScratchTarget};
 use crate::source::{Context, PointContent as _, RestoreOptions, Restorer};
 use crate::state::StateDir;
 use crate::state::drills::DrillPlace;
@@ -44,14 +45,12 @@ pub async fn prove(
 ) -> Result<()> {
     restore::require_identity(session).map_err(could_not_run)?;
     let restorer = restores::restorer(session, source, &point.commit.kind).map_err(could_not_run)?;
-    let owner = user_for_root();
-    let place = DrillPlace::make(state, RunId::new(session.world.ulid()?), owner)?;
-    let plan = ScratchPlan {
-        directory: place.path().to_owned(),
-        run_as: owner,
-        binaries: policy.binaries.clone(),
-        memory: policy.memory,
-    };
+    let (place, plan) = place(session, state, policy, source).await?;
+    if let Err(why) = &plan.apart {
+        report.warnings.push(format!(
+            "the target of {source} is in no sandbox of its own, for this host does not allow one: {why}"
+        ));
+    }
     // Its own token: what a budget ends is not what somebody interrupted.
     let mut own_session = session.clone();
     own_session.cancel = session.cancel.child_token();
@@ -77,9 +76,60 @@ pub async fn prove(
             Ok(())
         }
     };
+    // A level is not reached past a check that was to be made and was not.
+    let own_level = Some(Level::Own.number());
+    let made = report.checks.iter().filter(|c| c.level == own_level);
+    let made: BTreeSet<String> = made.map(|c| c.name.clone()).collect();
+    let own = policy.checks.iter().filter(|c| c.source == *source);
+    report
+        .checks
+        .extend(own.filter(|c| !made.contains(&c.name)).map(own::not_made));
     let failed = report.checks.iter().any(|c| c.result == Outcome::Failed);
     report.cleanup = clean(session, policy, place, failed && done.is_ok()).await;
     done
+}
+
+/// Makes the place of a target: apart where the platform allows it. As root everything in it belongs to a user that has
+/// nothing else; without a sandbox to `nobody`, since servers want a user with a name.
+async fn place(
+    session: &Session,
+    state: &StateDir,
+    policy: &DrillPolicy,
+    source: &SourceName,
+) -> Result<(DrillPlace, ScratchPlan)> {
+    let root = rustix::process::geteuid().is_root();
+    let id = RunId::new(session.world.ulid()?);
+    let user = if root { Some(users::own(session)?) } else { None };
+    let place = DrillPlace::make(state, id, user, false)?;
+    let plan = |place: &DrillPlace, user, apart| ScratchPlan {
+        directory: place.path().to_owned(),
+        home: place.home(),
+        root: place.root(),
+        doors: place.doors(),
+        user,
+        apart,
+        binaries: policy.binaries.clone(),
+        memory: policy.memory,
+        commands: own::programs(policy, source),
+    };
+    let tried = plan(&place, user, Ok(()));
+    let why = match tried.try_apart().await {
+        Ok(Ok(())) => return Ok((place, tried)),
+        Ok(Err(why)) => why,
+        Err(e) => {
+            place.remove()?;
+            return Err(e);
+        }
+    };
+    if !root {
+        let plan = plan(&place, None, Err(why));
+        return Ok((place, plan));
+    }
+    place.remove()?;
+    let user = Some(users::nobody()?);
+    let place = DrillPlace::make(state, RunId::new(session.world.ulid()?), user, true)?;
+    let plan = plan(&place, user, Err(why));
+    Ok((place, plan))
 }
 
 fn could_not_run(e: Error) -> Error {
@@ -198,6 +248,7 @@ impl Work<'_> {
         let mut scratch = self.restorer.scratch(&context, plan, &known).await?;
         let worked = self.in_scratch(&mut *scratch, &context, &opened, report).await;
         report.target = scratch.description();
+        report.not_tested.extend(scratch.unlooked());
         let ended = scratch.end().await;
         worked.and(ended)
     }
@@ -281,11 +332,23 @@ impl Work<'_> {
             .checks
             .push(Check::passed("it is restored", Level::Restored, size));
         facts(&restored.differences, report);
-        report.checks.extend(scratch.prove(context).await?);
-        for check in self.policy.checks.iter().filter(|c| c.source == *self.source) {
+        report.checks.extend(scratch.examine(context).await?);
+        let (early, late): (Vec<&UserCheck>, Vec<&UserCheck>) = self
+            .policy
+            .checks
+            .iter()
+            .filter(|c| c.source == *self.source)
+            .partition(|c| own::is_early(c));
+        for check in early {
             report
                 .checks
-                .push(own::carry_out(self.session, scratch, context, check).await?);
+                .push(own::carry_out(self.session, scratch, check).await?);
+        }
+        report.checks.extend(scratch.run(context).await?);
+        for check in late {
+            report
+                .checks
+                .push(own::carry_out(self.session, scratch, check).await?);
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Restorer for PocketBaseRestorer {
         plan: ScratchPlan,
         _outline: &Outline,
     ) -> Result<Box<dyn ScratchTarget>> {
-        Ok(Box::new(PocketBaseScratch::new(plan)))
+        Ok(Box::new(PocketBaseScratch::start(plan).await?))
     }
 
     async fn restore(

@@ -1,21 +1,24 @@
 //! A cluster of a drill's own: initialised in a private directory, reached by a Unix socket there and in no other way,
 //! with nothing in its configuration that could archive, replicate or load what the original did.
 
+mod checks;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::client::{self, Clients};
-use super::connect::{Address, Session, value};
-use crate::drill::{Check, Level, Outcome};
+use super::connect::{Address, Session};
+use crate::drill::Check;
 use crate::error::{Context as _, Error, Kind, Result};
+use crate::sandbox::{How, Process, Program, Sandbox};
 use crate::secret::SecretText;
-use crate::source::scratch::{ScratchPlan, ScratchTarget};
+use crate::source::scratch::{ScratchPlan, ScratchTarget, last_of};
 use crate::source::{Context, Target};
 
 /// A server that takes longer to begin, or to end, does not.
@@ -87,6 +90,10 @@ async fn find(binaries: Option<&Path>, major: u32) -> Result<Server> {
         };
         match client::parse_version(&String::from_utf8_lossy(&output.stdout)) {
             Some((found, version)) if found == major => {
+                // The way by which it was found may not be there inside of a sandbox.
+                let directory = directory
+                    .canonicalize()
+                    .doing(|| format!("can not read {}", directory.display()))?;
                 return Ok(Server {
                     major,
                     version,
@@ -114,12 +121,13 @@ async fn find(binaries: Option<&Path>, major: u32) -> Result<Server> {
 pub(super) struct PostgresScratch {
     server: Server,
     clients: Vec<Clients>,
-    child: Child,
+    sandbox: Sandbox,
+    postgres: Process,
     address: Address,
     url: SecretText,
-    log: PathBuf,
+    plan: ScratchPlan,
     databases: Vec<String>,
-    apart: String,
+    unlooked: Vec<String>,
 }
 
 impl PostgresScratch {
@@ -135,67 +143,48 @@ impl PostgresScratch {
         clients: Vec<Clients>,
     ) -> Result<Self> {
         let server = find(plan.binaries.as_deref(), major).await?;
-        let (data, log) = (plan.directory.join("data"), plan.directory.join("server.log"));
-        let mut initdb = command(&server, "initdb", &plan);
+        let mut sandbox = plan.sandbox(installation(&server.directory).await).await?;
+        let home = sandbox.home().display().to_string();
+        let data = format!("{home}/data");
+        let options = ["--username=postgres", "--auth-local=trust", "--auth-host=reject"];
+        let more = ["--encoding=UTF8", "--locale=C", "--no-sync"];
+        let mut initdb = program(&server, "initdb", &home);
+        initdb.heard = true;
+        initdb.arguments = vec!["--pgdata".to_owned(), data.clone()];
         initdb
-            .arg("--pgdata")
-            .arg(&data)
-            .args(["--username=postgres", "--auth-local=trust", "--auth-host=reject"])
-            .args(["--encoding=UTF8", "--locale=C", "--no-sync"])
-            .stdin(Stdio::null());
-        let made = initdb.output();
-        let made = tokio::select! {
-            biased;
-            () = context.cancel.cancelled() => return Err(super::connect::interrupted()),
-            made = made => made.doing(|| "initdb can not be started")?,
-        };
-        if !made.status.success() {
-            let said = String::from_utf8_lossy(&made.stderr).trim().to_owned();
-            return Err(Error::new(Kind::DrillCouldNotRun, "initdb failed").because(said));
+            .arguments
+            .extend(options.into_iter().chain(more).map(str::to_owned));
+        let made = ended(context, sandbox.start(initdb).await?).await?;
+        if !made.success() {
+            return Err(
+                Error::new(Kind::DrillCouldNotRun, format!("initdb failed: {}", made.text()))
+                    .because(made.said),
+            );
         }
-        let written = std::fs::File::create(&log).doing(|| format!("can not write {}", log.display()))?;
-        let mut postgres = command(&server, "postgres", &plan);
-        postgres.arg("-D").arg(&data).arg("-k").arg(&plan.directory);
-        for setting in SETTINGS {
-            postgres.arg("-c").arg(setting);
+        let mut postgres = program(&server, "postgres", &home);
+        postgres.memory = plan.memory;
+        postgres.arguments = ["-D", &data, "-k", &home].map(str::to_owned).to_vec();
+        let port = format!("port={PORT}");
+        for setting in SETTINGS.into_iter().chain([port.as_str()]) {
+            postgres.arguments.extend(["-c".to_owned(), setting.to_owned()]);
         }
-        let child = postgres
-            .arg("-c")
-            .arg(format!("port={PORT}"))
-            .stdin(Stdio::null())
-            .stdout(written.try_clone().doing(|| "a file can not be opened twice")?)
-            .stderr(written)
-            .spawn()
-            .doing(|| "postgres can not be started")?;
-        if let (Some(memory), Some(pid)) = (
-            plan.memory,
-            child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
-        ) {
-            let limit = Rlimit {
-                current: Some(memory),
-                maximum: Some(memory),
-            };
-            prlimit(Some(pid), Resource::As, limit).doing(|| "the memory of postgres can not be limited")?;
-        }
+        let postgres = sandbox.start(postgres).await?;
         let directory: String =
-            url::form_urlencoded::byte_serialize(plan.directory.as_os_str().as_encoded_bytes()).collect();
+            url::form_urlencoded::byte_serialize(plan.doors.as_os_str().as_encoded_bytes()).collect();
         let url = SecretText::new(format!(
             "postgres://postgres@/?host={}&port={PORT}",
             directory.replace('+', "%20")
         ));
-        let apart = match plan.run_as {
-            Some((user, _)) => format!("as user {user}"),
-            None => "as our own user".to_owned(),
-        };
         let mut scratch = Self {
             server,
             clients,
-            child,
+            sandbox,
+            postgres,
             address: Address::parse(&url)?,
             url,
-            log,
+            plan,
             databases,
-            apart,
+            unlooked: Vec::new(),
         };
         scratch.ready(context).await?;
         Ok(scratch)
@@ -203,18 +192,25 @@ impl PostgresScratch {
 
     async fn ready(&mut self, context: &Context) -> Result<()> {
         let begun = context.world.clock.since_boot();
+        let mut linked = false;
         loop {
             if context.cancel.is_cancelled() {
                 return Err(super::connect::interrupted());
             }
-            if let Some(status) = self.child.try_wait().doing(|| "a child's end can not be told")? {
+            if let Some(how) = self.postgres.try_ended()? {
                 return Err(Error::new(
                     Kind::DrillCouldNotRun,
-                    format!("the scratch server ended at once ({status})"),
+                    format!("the scratch server ended at once: {}", how.text()),
                 )
                 .because(self.told()));
             }
-            match self.address.connect().await {
+            linked = linked || self.link()?;
+            let answer = if linked {
+                self.address.connect().await.map_err(|e| e.chain())
+            } else {
+                Err("it has no socket".to_owned())
+            };
+            match answer {
                 Ok(session) => {
                     session.close().await;
                     return Ok(());
@@ -222,7 +218,7 @@ impl PostgresScratch {
                 Err(e) if context.world.clock.since_boot() - begun > PATIENCE => {
                     return Err(
                         Error::new(Kind::DrillCouldNotRun, "the scratch server does not answer")
-                            .because(format!("{}; its log: {}", e.chain(), self.told())),
+                            .because(format!("{e}; its log: {}", self.told())),
                     );
                 }
                 Err(_) => context.world.clock.sleep(LOOK_AGAIN).await,
@@ -230,150 +226,92 @@ impl PostgresScratch {
         }
     }
 
+    /// Has the server's socket in a directory of ours, before anything of the backup runs in it: code that is restored could
+    /// put another one, or a link to another server, in its place.
+    fn link(&self) -> Result<bool> {
+        let name = format!(".s.PGSQL.{PORT}");
+        let socket = self.plan.home.join(&name);
+        match std::fs::symlink_metadata(&socket) {
+            Ok(found) if found.file_type().is_socket() => {}
+            Ok(_) => return Err(Error::failed(format!("{} is no socket", socket.display()))),
+            Err(_) => return Ok(false),
+        }
+        std::fs::hard_link(&socket, self.plan.doors.join(&name))
+            .doing(|| format!("can not link {}", socket.display()))?;
+        Ok(true)
+    }
+
     /// The end of the server's log.
     fn told(&self) -> String {
-        let text = std::fs::read(&self.log).unwrap_or_default();
-        let from = text.len().saturating_sub(LOG_TOLD_BYTES);
-        String::from_utf8_lossy(&text[from..]).trim().to_owned()
+        last_of(&self.plan.log(), LOG_TOLD_BYTES)
     }
 
     async fn session(&self, database: &str) -> Result<Session> {
         self.address.with_database(database).connect().await
     }
-
-    /// amcheck of every index and every table of a database: Postgres' documentation, appendix F, "amcheck".
-    async fn amcheck(&self, context: &Context, database: &str, checks: &mut Vec<Check>) -> Result<()> {
-        let name = format!("amcheck of {database}");
-        let session = self.session(database).await?;
-        let install = "CREATE EXTENSION IF NOT EXISTS amcheck WITH SCHEMA pg_catalog";
-        if let Err(e) = session.run("install amcheck", install).await {
-            let why = format!(
-                "{}; install the contrib package of PostgreSQL {}",
-                e.chain(),
-                self.server.major
-            );
-            checks.push(Check::could_not_run(name, Some(Level::Application), why));
-            return Ok(());
-        }
-        let sql = "SELECT c.oid::int8, n.nspname::text, c.relname::text FROM pg_class c
-             JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-             JOIN pg_am a ON a.oid = c.relam
-             WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't'";
-        let mut problems = Vec::new();
-        let rows = session
-            .rows_unless(&context.cancel, "list the indexes", sql)
-            .await?;
-        let indexes = rows.len();
-        for row in rows {
-            let (oid, schema, index): (i64, String, String) =
-                (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
-            let sql = format!("SELECT bt_index_check({oid}::oid::regclass, true)");
-            match session.rows_unless(&context.cancel, "check an index", &sql).await {
-                Ok(_) => {}
-                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                Err(e) => problems.push(format!("{schema}.{index}: {}", e.chain())),
-            }
-        }
-        let mut tables = 0;
-        if self.server.major >= 14 {
-            let sql = "SELECT n.nspname::text, c.relname::text, v.msg FROM pg_class c
-                 JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL verify_heapam(c.oid) v
-                 WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'";
-            match session
-                .rows_unless(&context.cancel, "check the tables", sql)
-                .await
-            {
-                Ok(rows) => {
-                    for row in rows {
-                        let (schema, table, said): (String, String, String) =
-                            (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
-                        problems.push(format!("{schema}.{table}: {said}"));
-                    }
-                }
-                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                Err(e) => problems.push(e.chain()),
-            }
-            let sql =
-                "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 't') AND relpersistence <> 't'";
-            tables = value::<i64>(&session.row("count the tables", sql, &[]).await?, 0)?;
-        }
-        session.close().await;
-        checks.push(judged(
-            name,
-            &problems,
-            format!("{indexes} indexes and {tables} tables are sound"),
-        ));
-        Ok(())
-    }
-
-    /// Everything can be read back: a dump that goes nowhere.
-    async fn dump(&self, context: &Context, database: &str, checks: &mut Vec<Check>) -> Result<()> {
-        let name = format!("pg_dump of {database}");
-        let clients = match client::for_dump(&self.clients, self.server.major) {
-            Ok(clients) => clients,
-            Err(e) => {
-                checks.push(Check::could_not_run(name, Some(Level::Application), e.chain()));
-                return Ok(());
-            }
-        };
-        let arguments = ["--format=plain", "--file=/dev/null", "--no-password"].map(str::to_owned);
-        let address = self.address.with_database(database);
-        let (running, ..) = client::start(
-            clients,
-            "pg_dump",
-            &arguments,
-            &address,
-            client::Pipe::In,
-            &context.cancel,
-        )?;
-        match running.finish().await {
-            Ok(_) => checks.push(Check::passed(name, Level::Application, "everything is read")),
-            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-            Err(e) => checks.push(Check::failed(
-                name,
-                Level::Application,
-                "everything is read",
-                e.chain(),
-            )),
-        }
-        Ok(())
-    }
 }
 
-fn judged(name: String, problems: &[String], sound: String) -> Check {
-    match problems {
-        [] => Check::passed(name, Level::Application, sound),
-        some => {
-            let more = some.len().saturating_sub(NAMED);
-            let mut told = some[..some.len().min(NAMED)].join("; ");
-            if more > 0 {
-                told += &format!("; and {more} more");
-            }
-            Check {
-                result: Outcome::Failed,
-                ..Check::failed(name, Level::Application, sound, told)
-            }
+/// What has to be seen of a server's installation: what stands beside its programs, and libraries wherever they are. Of a
+/// distribution's all is seen anyway.
+async fn installation(directory: &Path) -> Vec<PathBuf> {
+    let whole = directory.parent().filter(|p| p.parent().is_some());
+    let mut visible = vec![whole.unwrap_or(directory).to_owned()];
+    // The loader of glibc names what it loads, and starts nothing (ld.so(8)); another one gives the version.
+    for name in ["postgres", "initdb", "psql"] {
+        let mut asked = Command::new(directory.join(name));
+        asked
+            .arg("--version")
+            .env_clear()
+            .env("LD_TRACE_LOADED_OBJECTS", "1")
+            .kill_on_drop(true);
+        // What can not be started is told when it is needed.
+        if let Ok(Ok(output)) = tokio::time::timeout(PATIENCE, asked.output()).await {
+            visible.extend(libraries(&String::from_utf8_lossy(&output.stdout)));
         }
+    }
+    visible
+}
+
+/// The directories of libraries that are elsewhere than a distribution's: of lines such as `libpq.so.5 => /opt/x/libpq.so.5 (0x7f…)`.
+fn libraries(text: &str) -> BTreeSet<PathBuf> {
+    text.lines()
+        .filter_map(|line| {
+            let path = Path::new(line.split(" => ").nth(1)?.split(" (").next()?);
+            let real = path.canonicalize().ok()?;
+            let usual = ["/usr", "/lib", "/lib64", "/nix", "/gnu"];
+            (!usual.iter().any(|tree| real.starts_with(tree))).then_some(())?;
+            // By the name that the loader uses.
+            let parent = path.parent()?;
+            parent.canonicalize().ok()
+        })
+        .collect()
+}
+
+/// Waits for the end of a program that answers soon.
+async fn ended(context: &Context, mut process: Process) -> Result<How> {
+    tokio::select! {
+        biased;
+        () = context.cancel.cancelled() => Err(super::connect::interrupted()),
+        how = process.ended() => how,
     }
 }
 
 /// A program with nothing of ours in its environment.
-fn command(server: &Server, program: &str, plan: &ScratchPlan) -> Command {
-    let mut command = Command::new(server.directory.join(program));
-    command
-        .env_clear()
-        .envs([
-            ("LC_ALL", "C"),
-            ("TZ", "UTC"),
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-        ])
-        .env("HOME", "/nonexistent")
-        .current_dir(&plan.directory)
-        .kill_on_drop(true);
-    if let Some((user, group)) = plan.run_as {
-        command.uid(user).gid(group);
+fn program(server: &Server, name: &str, home: &str) -> Program {
+    let environment = [
+        ("LC_ALL", "C"),
+        ("TZ", "UTC"),
+        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ("HOME", "/nonexistent"),
+    ];
+    Program {
+        program: server.directory.join(name).display().to_string(),
+        environment: environment
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
+        directory: home.to_owned(),
+        ..Program::default()
     }
-    command
 }
 
 #[async_trait]
@@ -384,19 +322,29 @@ impl ScratchTarget for PostgresScratch {
 
     fn description(&self) -> String {
         format!(
-            "PostgreSQL {}, a cluster of the drill's own, {}: Unix socket only, no archiving, no replication, no preloaded libraries",
-            self.server.version, self.apart
+            "PostgreSQL {}, a cluster of the drill's own {}: Unix socket only, no archiving, no replication, no preloaded libraries",
+            self.server.version,
+            self.plan.apart_text()
         )
     }
 
-    async fn prove(&mut self, context: &Context) -> Result<Vec<Check>> {
+    async fn examine(&mut self, _context: &Context) -> Result<Vec<Check>> {
+        Ok(Vec::new())
+    }
+
+    async fn run(&mut self, context: &Context) -> Result<Vec<Check>> {
         let mut checks = Vec::new();
-        for database in &self.databases {
+        for database in self.databases.clone() {
             // Read first: what amcheck adds is none of the backup's.
-            self.dump(context, database, &mut checks).await?;
-            self.amcheck(context, database, &mut checks).await?;
+            self.dump(context, &database, &mut checks).await?;
+            self.views(context, &database, &mut checks).await?;
+            self.amcheck(context, &database, &mut checks).await?;
         }
         Ok(checks)
+    }
+
+    fn unlooked(&self) -> Vec<String> {
+        self.unlooked.clone()
     }
 
     async fn query(&mut self, database: Option<&str>, sql: &str) -> Result<Option<String>> {
@@ -428,39 +376,32 @@ impl ScratchTarget for PostgresScratch {
             .flatten())
     }
 
-    fn url(&self) -> Option<String> {
-        None
+    fn http(&self) -> Result<Option<(String, reqwest::Client)>> {
+        Ok(None)
     }
 
     fn environment(&self) -> Vec<(String, String)> {
-        let mut list: Vec<(String, String)> = self
-            .address
-            .environment()
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
-        list.retain(|(name, _)| name != "PGDATABASE");
+        let directory = self.server.directory.display();
+        let mut list = vec![
+            ("PATH", format!("{directory}:/usr/local/bin:/usr/bin:/bin")),
+            ("PGHOST", self.sandbox.home().display().to_string()),
+            ("PGPORT", PORT.to_string()),
+            ("PGUSER", "postgres".to_owned()),
+        ];
         if let [only] = self.databases.as_slice() {
-            list.push(("PGDATABASE".to_owned(), only.clone()));
+            list.push(("PGDATABASE", only.clone()));
         }
-        list
+        list.into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
     }
 
-    async fn end(&mut self) -> Result<()> {
-        let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else {
-            return Ok(());
-        };
-        // Immediate: nothing of it is kept that would have to be written. (Postgres' documentation, section 19.5.)
-        match kill_process(pid, Signal::QUIT) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(e) => return Err(Error::failed("the scratch server can not be ended").because(e)),
-        }
-        if let Ok(ended) = tokio::time::timeout(PATIENCE, self.child.wait()).await {
-            return ended.map(drop).doing(|| "a child's end can not be told");
-        }
-        self.child
-            .kill()
-            .await
-            .doing(|| "the scratch server can not be killed")
+    fn sandbox(&mut self) -> &mut Sandbox {
+        &mut self.sandbox
+    }
+
+    async fn end(self: Box<Self>) -> Result<()> {
+        // What it has not written is never wanted, and its shared memory goes with the sandbox.
+        self.sandbox.end().await
     }
 }

@@ -1,5 +1,13 @@
-use super::*;
+use std::path::Path;
+
+use rusqlite::Connection;
+use serde_json::json;
+
+use super::data::of_data;
+use super::quiet::{neutralise, quiet};
+use crate::clock::World;
 use crate::drill::Outcome;
+use crate::error::Kind;
 
 fn data(directory: &Path) -> Connection {
     let connection = Connection::open(directory.join("data.db")).unwrap();

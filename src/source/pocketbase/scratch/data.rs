@@ -1,0 +1,107 @@
+//! Level 4 of a pb_data, beyond its digests: what SQLite says of the databases, and whether the files are there that rows name.
+
+use std::path::Path;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+
+use super::named;
+use crate::drill::{Check, Level};
+use crate::error::{Context as _, Error, Result};
+use crate::source::pocketbase::facts;
+
+/// Problems of one kind that are named.
+pub(super) const NAMED: usize = 20;
+
+/// Checks of the databases themselves, and of the files that rows name.
+pub(super) fn of_data(data: &Path) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    for name in ["data.db", "auxiliary.db"] {
+        let path = data.join(name);
+        if !path
+            .try_exists()
+            .doing(|| format!("{} can not be read", path.display()))?
+        {
+            continue;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let failed = |e: rusqlite::Error| Error::failed(format!("{name} can not be read")).because(e);
+        let connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        let problems = |pragma: &str| -> Result<Vec<String>> {
+            let mut statement = connection.prepare(pragma).map_err(failed)?;
+            let columns = statement.column_count();
+            let rows = statement.query_map([], |row| {
+                let cells = (0..columns).map(|i| row.get_ref(i).map(shown));
+                Ok(cells.collect::<rusqlite::Result<Vec<_>>>()?.join(" "))
+            });
+            let rows = rows.map_err(failed)?.take(NAMED + 1);
+            // A page that can not be read ends it, and is a problem like the others.
+            Ok(rows.map(|row| row.unwrap_or_else(|e| e.to_string())).collect())
+        };
+        let integrity = problems("PRAGMA integrity_check")?.join("; ");
+        checks.push(Check::compared(
+            format!("integrity of {name}"),
+            Level::Facts,
+            "ok",
+            integrity,
+        ));
+        let foreign = problems("PRAGMA foreign_key_check")?;
+        checks.push(Check::compared(
+            format!("foreign keys of {name}"),
+            Level::Facts,
+            "",
+            foreign.join("; "),
+        ));
+    }
+    let (files, elsewhere) = facts::files(&data.join("data.db"))?;
+    if !elsewhere {
+        let mut missing = Vec::new();
+        for file in &files {
+            let path = data.join("storage").join(file);
+            if !path
+                .try_exists()
+                .doing(|| format!("{} can not be read", path.display()))?
+            {
+                missing.push(file.clone());
+            }
+        }
+        let expected = format!("{} files that rows name", files.len());
+        checks.push(if missing.is_empty() {
+            Check::passed("files that rows name", Level::Facts, expected)
+        } else {
+            Check::failed(
+                "files that rows name",
+                Level::Facts,
+                expected,
+                format!("{} are missing: {}", missing.len(), named(&missing)),
+            )
+        });
+    }
+    Ok(checks)
+}
+
+fn shown(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Null => "NULL".to_owned(),
+        ValueRef::Integer(n) => n.to_string(),
+        ValueRef::Real(n) => n.to_string(),
+        ValueRef::Text(text) | ValueRef::Blob(text) => String::from_utf8_lossy(text).into_owned(),
+    }
+}
+
+/// The one value of a query, as text. Nothing is changed.
+pub(super) fn ask(path: &Path, query: &str) -> Result<Option<String>> {
+    let failed = |e: rusqlite::Error| Error::failed("the query can not be carried out").because(e);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection
+        .pragma_update(None, "query_only", true)
+        .map_err(failed)?;
+    let value = connection.query_row(query, [], |row| {
+        Ok(match row.get_ref(0)? {
+            ValueRef::Null => None,
+            value => Some(shown(value)),
+        })
+    });
+    value.optional().map(Option::flatten).map_err(failed)
+}

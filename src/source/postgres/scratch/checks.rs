@@ -1,0 +1,231 @@
+//! Level 6 of a cluster: everything is read, every view asked, every index looked at.
+
+use std::collections::BTreeMap;
+
+use super::{NAMED, PostgresScratch};
+use crate::drill::{Check, Level};
+use crate::error::{Kind, Result};
+use crate::source::Context;
+use crate::source::postgres::client;
+use crate::source::postgres::connect::{Session, value};
+use crate::source::postgres::quote::ident;
+
+impl PostgresScratch {
+    /// amcheck of every index and every table of a database: Postgres' documentation, appendix F, "amcheck".
+    pub(super) async fn amcheck(
+        &mut self,
+        context: &Context,
+        database: &str,
+        checks: &mut Vec<Check>,
+    ) -> Result<()> {
+        let name = format!("amcheck of {database}");
+        let session = self.session(database).await?;
+        // Event triggers of the backup are none of this.
+        let install = "SET session_replication_role = replica; CREATE EXTENSION IF NOT EXISTS amcheck WITH SCHEMA pg_catalog";
+        if let Err(e) = session.run("install amcheck", install).await {
+            let why = format!(
+                "{}; install the contrib package of PostgreSQL {}",
+                e.chain(),
+                self.server.major
+            );
+            checks.push(Check::could_not_run(name, Some(Level::Application), why));
+            return Ok(());
+        }
+        let sql = "SELECT c.oid::int8, n.nspname::text, c.relname::text FROM pg_class c
+             JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_am a ON a.oid = c.relam
+             WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't'";
+        let mut problems = Vec::new();
+        let rows = session
+            .rows_unless(&context.cancel, "list the indexes", sql)
+            .await?;
+        let indexes = rows.len();
+        for row in rows {
+            let (oid, schema, index): (i64, String, String) =
+                (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
+            let sql = format!("SELECT bt_index_check({oid}::oid::regclass, true)");
+            match session.rows_unless(&context.cancel, "check an index", &sql).await {
+                Ok(_) => {}
+                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+                Err(e) => problems.push(format!("{schema}.{index}: {}", e.chain())),
+            }
+        }
+        self.other_indexes(context, database, &session, &mut problems)
+            .await?;
+        let mut tables = 0;
+        if self.server.major >= 14 {
+            let sql = "SELECT n.nspname::text, c.relname::text, v.msg FROM pg_class c
+                 JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL verify_heapam(c.oid) v
+                 WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'";
+            match session
+                .rows_unless(&context.cancel, "check the tables", sql)
+                .await
+            {
+                Ok(rows) => {
+                    for row in rows {
+                        let (schema, table, said): (String, String, String) =
+                            (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
+                        problems.push(format!("{schema}.{table}: {said}"));
+                    }
+                }
+                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+                Err(e) => problems.push(e.chain()),
+            }
+            let sql =
+                "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 't') AND relpersistence <> 't'";
+            tables = value::<i64>(&session.row("count the tables", sql, &[]).await?, 0)?;
+        }
+        session.close().await;
+        checks.push(judged(
+            name,
+            &problems,
+            format!("{indexes} indexes and {tables} tables are sound"),
+        ));
+        Ok(())
+    }
+
+    /// Everything can be read back: a dump that goes nowhere.
+    pub(super) async fn dump(
+        &self,
+        context: &Context,
+        database: &str,
+        checks: &mut Vec<Check>,
+    ) -> Result<()> {
+        let name = format!("pg_dump of {database}");
+        let clients = match client::for_dump(&self.clients, self.server.major) {
+            Ok(clients) => clients,
+            Err(e) => {
+                checks.push(Check::could_not_run(name, Some(Level::Application), e.chain()));
+                return Ok(());
+            }
+        };
+        let arguments = ["--format=plain", "--file=/dev/null", "--no-password"].map(str::to_owned);
+        let address = self.address.with_database(database);
+        let (running, ..) = client::start(
+            clients,
+            "pg_dump",
+            &arguments,
+            &address,
+            client::Pipe::In,
+            &context.cancel,
+        )?;
+        match running.finish().await {
+            Ok(_) => checks.push(Check::passed(name, Level::Application, "everything is read")),
+            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+            Err(e) => checks.push(Check::failed(
+                name,
+                Level::Application,
+                "everything is read",
+                e.chain(),
+            )),
+        }
+        Ok(())
+    }
+
+    /// Indexes of other kinds: GIN by amcheck where it can, the others by nothing.
+    async fn other_indexes(
+        &mut self,
+        context: &Context,
+        database: &str,
+        session: &Session,
+        problems: &mut Vec<String>,
+    ) -> Result<()> {
+        let sql = "SELECT c.oid::int8, n.nspname::text, c.relname::text, a.amname::text,
+                 a.amname = 'gin' AND to_regprocedure('pg_catalog.gin_index_check(regclass)') IS NOT NULL
+             FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_am a ON a.oid = c.relam
+             WHERE a.amname <> 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't'";
+        let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+        for row in session
+            .rows_unless(&context.cancel, "list the indexes", sql)
+            .await?
+        {
+            let (oid, schema, index): (i64, String, String) =
+                (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
+            if !value::<bool>(&row, 4)? {
+                *kinds.entry(value(&row, 3)?).or_default() += 1;
+                continue;
+            }
+            let sql = format!("SELECT gin_index_check({oid}::oid::regclass)");
+            match session.rows_unless(&context.cancel, "check an index", &sql).await {
+                Ok(_) => {}
+                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+                Err(e) => problems.push(format!("{schema}.{index}: {}", e.chain())),
+            }
+        }
+        if !kinds.is_empty() {
+            let kinds: Vec<String> = kinds.iter().map(|(kind, n)| format!("{n} of {kind}")).collect();
+            self.unlooked.push(format!(
+                "indexes of {database} that amcheck does not know ({}): the restore built them anew",
+                kinds.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether views can still be planned. One that can not is no failure: it may want settings that only the application has.
+    pub(super) async fn views(
+        &mut self,
+        context: &Context,
+        database: &str,
+        checks: &mut Vec<Check>,
+    ) -> Result<()> {
+        let session = self.session(database).await?;
+        session
+            .run("set the session up", "SET statement_timeout = '60s'")
+            .await?;
+        let sql = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind = 'v' AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT EXISTS (
+                 SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+             ORDER BY 1, 2";
+        let (mut sound, mut problems) = (0, Vec::new());
+        for row in session
+            .rows_unless(&context.cancel, "list the views", sql)
+            .await?
+        {
+            let (schema, view): (String, String) = (value(&row, 0)?, value(&row, 1)?);
+            let sql = format!("SELECT * FROM {}.{} LIMIT 0", ident(&schema), ident(&view));
+            match session.rows_unless(&context.cancel, "ask a view", &sql).await {
+                Ok(_) => sound += 1,
+                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+                Err(_) => problems.push(format!("{schema}.{view}")),
+            }
+        }
+        session.close().await;
+        if sound > 0 {
+            checks.push(Check::passed(
+                format!("views of {database}"),
+                Level::Application,
+                format!("{sound} views can be asked"),
+            ));
+        }
+        if !problems.is_empty() {
+            let more = problems.len().saturating_sub(NAMED);
+            problems.truncate(NAMED);
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            self.unlooked.push(format!(
+                "views of {database} that do not answer without their application: {}{more}",
+                problems.join(", ")
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn judged(name: String, problems: &[String], sound: String) -> Check {
+    match problems {
+        [] => Check::passed(name, Level::Application, sound),
+        some => {
+            let more = some.len().saturating_sub(NAMED);
+            let mut told = some[..some.len().min(NAMED)].join("; ");
+            if more > 0 {
+                told += &format!("; and {more} more");
+            }
+            Check::failed(name, Level::Application, sound, told)
+        }
+    }
+}
