@@ -72,7 +72,7 @@ pub fn of<'a>(report: &'a Value, source: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("{report}"))
 }
 
-fn check<'a>(source: &'a Value, name: &str) -> &'a Value {
+pub fn check<'a>(source: &'a Value, name: &str) -> &'a Value {
     let mut checks = source["checks"].as_array().unwrap().iter();
     checks
         .find(|c| c["name"].as_str().unwrap().starts_with(name))
@@ -89,7 +89,7 @@ pub fn nothing_is_left(site: &Site) {
 }
 
 /// Processes of sandboxes of this site: keepers know its directory, and the others descend from them.
-fn processes(site: &Site) -> Vec<u32> {
+pub fn processes(site: &Site) -> Vec<u32> {
     let directory = site.directory.path().display().to_string();
     let read =
         |pid: u32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();

@@ -1,0 +1,316 @@
+//! What runs in a drill's target runs on data that may hold anything. It reaches nothing of the host, and nothing of it stays.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::drills::{check, command, drill, nothing_is_left, of, site};
+use crate::harness::{self, Said};
+use crate::site::Site;
+
+/// The user whom these tests become, where they can.
+const SOMEBODY: u32 = 65_534;
+
+/// A program that does everything that it should not, and writes down what of it worked.
+fn hostile(site: &Site, trap: u16) -> String {
+    let script = r#"
+import os, socket, subprocess
+done = []
+def attempt(name, do, *what):
+    try:
+        do(*what)
+        done.append(name)
+    except Exception:
+        pass
+def local(path):
+    socket.socket(socket.AF_UNIX).connect(path)
+attempt('network', socket.create_connection, ('127.0.0.1', TRAP), 5)
+attempt('production', local, 'SOCKET')
+attempt('state', os.listdir, 'STATE')
+attempt('key', open, 'KEY')
+open('MARK', 'w')
+attempt('process 1', os.listdir, '/proc/1/fd')
+attempt('system', open, '/usr/mark', 'w')
+attempt('kill', os.kill, HARNESS, 0)
+subprocess.Popen(['setsid', 'sleep', '600'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+open('done', 'w').write('done: ' + ' '.join(done))
+"#;
+    let socket = (site.server.socket_directory()).join(format!(".s.PGSQL.{}", site.server.port()));
+    let script = script
+        .replace("TRAP", &trap.to_string())
+        .replace("SOCKET", &socket.display().to_string())
+        .replace("STATE", &site.path("state").display().to_string())
+        .replace("KEY", &site.path("signing.key").display().to_string())
+        .replace("MARK", &mark(trap).display().to_string())
+        .replace("HARNESS", &std::process::id().to_string());
+    let hex: String = script.bytes().map(|b| format!("{b:02x}")).collect();
+    // The server works in its data directory.
+    format!("cd .. && python3 -c \"exec(bytes.fromhex('{hex}').decode())\"")
+}
+
+fn mark(trap: u16) -> PathBuf {
+    PathBuf::from(format!("/tmp/hostile-{trap}"))
+}
+
+/// A table whose restore runs that program as the server's user, and one that leads to a trap.
+fn arm(site: &Site, trap: u16) {
+    let program = hostile(site, trap).replace('\'', "''");
+    site.sql(&format!(
+        "create function strike(n int) returns int language plpgsql as $f$
+         begin
+             if current_setting('listen_addresses') = '' then
+                 execute $c$copy (select 1) to program '{program}'$c$;
+             end if;
+             return n;
+         end $f$;
+         create table armed (n int check (strike(n) > 0));
+         insert into armed values (1);
+         create extension postgres_fdw;
+         create server outside foreign data wrapper postgres_fdw options (host '127.0.0.1', port '{trap}', dbname 'x');
+         create user mapping for current_user server outside options (user 'x', password 'x');
+         create foreign table away (n int) server outside"
+    ));
+}
+
+fn trap() -> (TcpListener, u16) {
+    let trap = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    trap.set_nonblocking(true).unwrap();
+    let port = trap.local_addr().unwrap().port();
+    (trap, port)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_in_a_dump_reaches_nothing_and_leaves_nothing() {
+    let (trap, port) = trap();
+    let told = r#"checks = [
+    { source = "orders", name = "what it did", command = ["sh", "-c", "cat done; exit 3"] },
+    { source = "orders", name = "the link leads out", sql = "select count(*) from away", timeout = "5s" },
+]
+"#;
+    let site = site(&format!(
+        "[drill.orders]\nsources = [\"orders\"]\nkeep_failed = \"0s\"\n{told}"
+    ))
+    .await;
+    arm(&site, port);
+    site.json(&["run", "orders"]);
+    let (code, report) = drill(&site, "orders");
+    let orders = of(&report, "orders");
+    assert_eq!(code, 22, "{report:#}");
+    // It ran, as a superuser of the scratch server, and nothing of what it tried worked.
+    assert_eq!(
+        (
+            &check(orders, "it is restored")["result"],
+            &check(orders, "facts of")["result"]
+        ),
+        (&json!("passed"), &json!("passed")),
+        "{orders:#}"
+    );
+    assert_eq!(check(orders, "what it did")["detail"], "done:", "{orders:#}");
+    assert_eq!(check(orders, "the link leads out")["result"], "failed");
+    let called = trap.accept();
+    assert!(called.is_err(), "the copy called out: {called:?}");
+    assert!(!mark(port).exists(), "its /tmp is not the host's");
+    nothing_is_left(&site);
+    assert_eq!(shared_memory(), [0; 0]);
+}
+
+/// Owners of System V shared memory that only targets of drills have.
+fn shared_memory() -> Vec<u32> {
+    let table = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    let owners = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(7)?.parse().ok());
+    owners.filter(|owner| (61_184..65_520).contains(owner)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_copy_signs_opens_nothing_else() {
+    let keys = "import json, sqlite3, os
+db = sqlite3.connect(os.environ['POCKETBASE_DIR'] + '/data.db')
+secrets = [v['secret'] for (o,) in db.execute(\\\"select options from _collections where type = 'auth'\\\") for v in json.loads(o).values() if isinstance(v, dict) and 'secret' in v]
+keys = [k for (k,) in db.execute('select tokenKey from _superusers')]
+print(json.dumps([[s[:12] for s in secrets], [k[:12] for k in keys]])); raise SystemExit(3)";
+    let site = site(&format!(
+        "[drill.app]\nsources = [\"app\"]\nkeep_failed = \"0s\"\nchecks = [{{ source = \"app\", name = \"keys\", command = [\"python3\", \"-c\", \"{}\"] }}]\n",
+        keys.replace('\n', "\\n")
+    ))
+    .await;
+    let original = rusqlite::Connection::open(site.app.data_directory().join("data.db")).unwrap();
+    let (code, report) = drill(&site, "app");
+    assert_eq!(code, 22, "{report:#}");
+    let app = of(&report, "app");
+    let said = check(app, "keys")["detail"].as_str().unwrap().to_owned();
+    let [secrets, keys]: [Vec<String>; 2] = serde_json::from_str(&said).unwrap();
+    assert!(secrets.len() >= 5 && !keys.is_empty(), "{said}");
+    let count = |sql: &str, what: &str| -> i64 { original.query_row(sql, [what], |row| row.get(0)).unwrap() };
+    for secret in secrets {
+        assert_eq!(
+            count(
+                "select count(*) from _collections where instr(options, ?1)",
+                &secret
+            ),
+            0,
+            "a secret of the original"
+        );
+    }
+    assert_eq!(
+        keys.iter()
+            .filter(|key| count(
+                "select count(*) from _superusers where substr(tokenKey, 1, 12) = ?1",
+                key
+            ) > 0)
+            .count(),
+        keys.len() - 1,
+        "the key of who asks is another one"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_ends_in_its_time_and_takes_its_children_with_it() {
+    let checks = r#"[drill.app]
+sources = ["app"]
+keep_failed = "0s"
+checks = [
+    { source = "app", name = "for ever", command = ["sleep", "600"], timeout = "1s" },
+    { source = "app", name = "a child that stays", command = ["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & exit 0"] },
+    { source = "app", name = "a child that holds the pipe", command = ["sh", "-c", "setsid sleep 600 & exit 0"] },
+    { source = "app", name = "more than anybody reads", command = ["sh", "-c", "yes | head -c 200000000; exit 4"] },
+    { source = "app", name = "no such program", command = ["/nowhere/at/all"] },
+]
+"#;
+    let site = site(checks).await;
+    let (code, report) = drill(&site, "app");
+    assert_eq!(code, 22, "{report:#}");
+    let app = of(&report, "app");
+    for (name, result, words) in [
+        ("for ever", "failed", "no answer within 1s"),
+        ("a child that stays", "passed", "it ends with 0"),
+        ("a child that holds the pipe", "passed", "it ends with 0"),
+        ("more than anybody reads", "failed", "it ended with 4"),
+        ("no such program", "failed", "it can not be started"),
+    ] {
+        let found = check(app, name);
+        assert_eq!(found["result"], result, "{found}");
+        assert!(found["actual"].as_str().unwrap().contains(words), "{found}");
+    }
+    let said = check(app, "more than anybody reads")["detail"].as_str().unwrap();
+    assert!(said.len() <= 500, "{}", said.len());
+    nothing_is_left(&site);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_level_is_not_reached_past_a_check_that_was_not_made() {
+    let site = site("[drill.slow]\nsources = [\"orders\"]\ntimeout = \"8s\"\nkeep_failed = \"0s\"\nchecks = [{ source = \"orders\", name = \"waits\", command = [\"sleep\", \"600\"] }, { source = \"orders\", name = \"comes after\", command = [\"true\"] }]\n").await;
+    let (code, report) = drill(&site, "slow");
+    let orders = of(&report, "orders");
+    assert_eq!((code, &orders["level"]), (23, &json!(4)), "{report:#}");
+    assert_eq!(check(orders, "amcheck of")["result"], "passed", "{orders:#}");
+    assert_eq!(check(orders, "comes after")["result"], "could_not_run");
+    nothing_is_left(&site);
+    assert_eq!(
+        shared_memory(),
+        [0; 0],
+        "a server that is ended hard leaves memory"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_check_looks_at_is_said() {
+    let site = site("[drill.orders]\nsources = [\"orders\"]\nkeep_failed = \"0s\"\n").await;
+    site.sql(
+        "create index on orders using brin (id);
+         create index on orders using hash (note);
+         create view fine as select note from orders;
+         create function setting() returns text language plpgsql stable as
+             $f$ begin return current_setting('app.tenant'); end $f$;
+         create view wants as select note from orders where note = setting();
+         create function no() returns event_trigger language plpgsql as
+             $f$ begin raise exception 'not here'; end $f$;
+         create event trigger no on ddl_command_start when tag in ('CREATE EXTENSION') execute function no()",
+    );
+    site.json(&["run", "orders"]);
+    let (code, report) = drill(&site, "orders");
+    let orders = of(&report, "orders");
+    assert_eq!((code, &orders["level"]), (0, &json!(6)), "{report:#}");
+    let said = orders["not_tested"].to_string();
+    for words in ["1 of brin", "1 of hash", "built them anew", "public.wants"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!said.contains("public.fine"), "{said}");
+    assert_eq!(check(orders, "views of")["actual"], "1 views can be asked");
+    nothing_is_left(&site);
+}
+
+/// A drill by somebody who is not root, begun by a script (`exec "$@"` is the drill).
+fn as_somebody(site: &Site, script: &str, name: &str) -> Said {
+    let drill = command(site, &["drill", name]);
+    let mut whole = if rustix::process::geteuid().is_root() {
+        give(site.directory.path());
+        let mut command = Command::new("setpriv");
+        command.args([
+            format!("--reuid={SOMEBODY}").as_str(),
+            &format!("--regid={SOMEBODY}"),
+            "--clear-groups",
+            "sh",
+        ]);
+        command
+    } else {
+        Command::new("sh")
+    };
+    whole
+        .args(["-c", script, "sh"])
+        .arg(drill.get_program())
+        .args(drill.get_args())
+        .env_clear()
+        .envs(drill.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    harness::run(&mut whole)
+}
+
+fn give(path: &Path) {
+    if path.symlink_metadata().unwrap().is_dir() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path());
+        }
+    }
+    std::os::unix::fs::lchown(path, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_needs_no_root_and_says_where_there_is_no_sandbox() {
+    let site = site("[drill.both]\nsources = [\"orders\", \"app\"]\n").await;
+    let said = as_somebody(&site, "exec \"$@\"", "both");
+    assert_eq!(said.code, 0, "{said}");
+    let report = said.json();
+    for source in ["orders", "app"] {
+        let target = of(&report, source)["target"].as_str().unwrap().to_owned();
+        assert!(
+            target.contains("in a sandbox of its own") && !target.contains("NOT"),
+            "{target}"
+        );
+    }
+    nothing_is_left(&site);
+    // A host that allows no name spaces: everything is proven all the same, and what is less is said.
+    let forbid = "exec unshare --user --map-current-user --keep-caps sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all \"$@\"' sh \"$@\"";
+    let said = as_somebody(&site, forbid, "both");
+    assert_eq!(said.code, 0, "{said}");
+    let report = said.json();
+    assert_eq!(report["level"], 6);
+    for source in ["orders", "app"] {
+        let of_source = of(&report, source);
+        assert!(
+            of_source["target"]
+                .as_str()
+                .unwrap()
+                .contains("NOT in a sandbox of its own"),
+            "{of_source}"
+        );
+        assert!(
+            of_source["warnings"].to_string().contains("does not allow one"),
+            "{of_source}"
+        );
+    }
+    nothing_is_left(&site);
+}
