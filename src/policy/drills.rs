@@ -67,6 +67,7 @@ pub(super) fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> Dr
             .duration_from("timeout", Duration::from_secs(1))
             .unwrap_or(12 * HOUR),
         binaries: reader.path("binaries"),
+        server: reader.secret("server"),
         checks,
     };
     reader.finish(&[]);

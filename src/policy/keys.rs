@@ -408,6 +408,12 @@ pub const KEYS: &[Key] = &[
         Text,
         "The directory with initdb and postgres, or with pocketbase; otherwise they are looked for",
     ),
+    key(
+        "drill",
+        "server",
+        Secret,
+        "URL of a Postgres server for drills alone, in place of a cluster of their own; everything on it is removed",
+    ),
     must("check", "source", Text, "The source it is about"),
     must("check", "name", Text, "Its name in the evidence"),
     key(

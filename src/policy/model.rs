@@ -447,6 +447,8 @@ pub struct DrillPolicy {
     pub timeout: Duration,
     /// Where server programs are.
     pub binaries: Option<PathBuf>,
+    /// The URL of a Postgres server for drills, in place of a cluster of their own.
+    pub server: Option<SecretRef>,
     /// The operator's own checks.
     pub checks: Vec<UserCheck>,
 }

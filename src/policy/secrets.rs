@@ -110,6 +110,11 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
     if let Some(key) = &policy.evidence_key {
         all.push(("evidence.key".to_owned(), key));
     }
+    for (name, drill) in &policy.drills {
+        if let Some(server) = &drill.server {
+            all.push((format!("drill.{name}.server"), server));
+        }
+    }
     if let Some(token) = &policy.http.token {
         all.push(("http.token".to_owned(), token));
     }

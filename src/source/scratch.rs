@@ -9,6 +9,7 @@ use super::{Context, Target};
 use crate::drill::Check;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sandbox::{NoRoom, Plan, Sandbox};
+use crate::secret::SecretText;
 
 /// What a scratch target is made with.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct ScratchPlan {
     pub user: Option<(u32, u32)>,
     /// It has name spaces of its own; otherwise why not.
     pub apart: Result<(), String>,
+    /// A server for Postgres, in place of a cluster of the drill's own.
+    pub server: Option<SecretText>,
     /// Where server programs are; otherwise they are looked for.
     pub binaries: Option<PathBuf>,
     /// The most memory of each of its processes, bytes.

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::drills::{check, command, drill, nothing_is_left, of, site};
+use crate::harness::postgres::PostgresServer;
 use crate::harness::{self, Said};
 use crate::site::Site;
 
@@ -312,5 +313,56 @@ async fn a_drill_needs_no_root_and_says_where_there_is_no_sandbox() {
             "{of_source}"
         );
     }
+    nothing_is_left(&site);
+}
+
+fn on_server(site: &Site, url: &str) -> Said {
+    harness::run(command(site, &["drill", "given"]).env("T_DRILL_URL", url))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_given_is_empty_before_and_after() {
+    let site = site("[drill.given]\nsources = [\"orders\"]\nserver = { env = \"T_DRILL_URL\" }\nkeep_failed = \"0s\"\nchecks = [{ source = \"orders\", name = \"it is reached\", command = [\"psql\", \"-XAtc\", \"select count(*) from orders\"] }]\n").await;
+    let role = format!("role_{}", harness::random_hex(4));
+    site.sql(&format!("create role {role}; grant select on orders to {role}"));
+    site.json(&["run", "orders"]);
+    let given = PostgresServer::start(site.server.major());
+    let url = given.url("");
+    let content = || {
+        let sql = "select string_agg(name, ',' order by name) from (select datname::text as name from pg_database where not datistemplate union all select rolname from pg_roles where rolname !~ '^pg_') a";
+        given.psql("postgres", sql).trim().to_owned()
+    };
+    let before = content();
+    let said = on_server(&site, &url);
+    assert_eq!((said.code, &said.json()["level"]), (0, &json!(6)), "{said}");
+    let target = of(&said.json(), "orders")["target"].to_string();
+    assert!(target.contains("a server that was given"), "{target}");
+    assert_eq!(content(), before);
+    // Killed in the middle, it leaves something, which is in no way of the next one.
+    let mut killed = command(&site, &["drill", "given"]);
+    let mut killed = killed.env("T_DRILL_URL", &url).spawn().unwrap();
+    let restored = harness::poll(std::time::Duration::from_secs(60), || {
+        content().contains(&role).then_some(())
+    });
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(restored.is_some() && content() != before, "{}", content());
+    let said = on_server(&site, &url);
+    assert_eq!(said.code, 0, "{said}");
+    assert_eq!(content(), before);
+    nothing_is_left(&site);
+    // Where anything else is, nothing is done.
+    given.psql("postgres", "create database precious");
+    let said = on_server(&site, &url);
+    assert_eq!(said.code, 23, "{said}");
+    assert!(
+        said.stdout.contains("is not empty: it has the database precious"),
+        "{said}"
+    );
+    assert!(content().contains("precious"));
+    let said = on_server(&site, &site.server.url(""));
+    assert_eq!(said.code, 23, "{said}");
+    assert!(said.stdout.contains("is the one that was backed up"), "{said}");
+    assert_eq!(site.sql("select count(*) from orders"), "500");
     nothing_is_left(&site);
 }

@@ -81,6 +81,11 @@ impl Address {
         draft.finish()
     }
 
+    /// The database that it names.
+    pub(crate) fn database(&self) -> Option<&str> {
+        self.database.as_deref()
+    }
+
     /// The same server, another database.
     pub(crate) fn with_database(&self, database: &str) -> Self {
         Self {

@@ -2,6 +2,7 @@
 //! with nothing in its configuration that could archive, replicate or load what the original did.
 
 mod checks;
+mod given;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt as _;
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 use tokio::process::Command;
 use tokio_postgres::SimpleQueryMessage;
 
+use self::given::Given;
 use super::client::{self, Clients};
 use super::connect::{Address, Session};
 use crate::drill::Check;
@@ -122,7 +124,9 @@ pub(super) struct PostgresScratch {
     server: Server,
     clients: Vec<Clients>,
     sandbox: Sandbox,
-    postgres: Process,
+    /// None: the server was given.
+    postgres: Option<Process>,
+    given: Option<Given>,
     address: Address,
     url: SecretText,
     plan: ScratchPlan,
@@ -140,8 +144,12 @@ impl PostgresScratch {
         plan: ScratchPlan,
         major: u32,
         databases: Vec<String>,
+        backed_up: Option<&str>,
         clients: Vec<Clients>,
     ) -> Result<Self> {
+        if let Some(url) = plan.server.clone() {
+            return Self::at(plan, url, major, databases, backed_up, clients).await;
+        }
         let server = find(plan.binaries.as_deref(), major).await?;
         let mut sandbox = plan.sandbox(installation(&server.directory).await).await?;
         let home = sandbox.home().display().to_string();
@@ -179,7 +187,8 @@ impl PostgresScratch {
             server,
             clients,
             sandbox,
-            postgres,
+            postgres: Some(postgres),
+            given: None,
             address: Address::parse(&url)?,
             url,
             plan,
@@ -190,6 +199,44 @@ impl PostgresScratch {
         Ok(scratch)
     }
 
+    /// Takes a server that was given.
+    async fn at(
+        plan: ScratchPlan,
+        url: SecretText,
+        major: u32,
+        databases: Vec<String>,
+        backed_up: Option<&str>,
+        clients: Vec<Clients>,
+    ) -> Result<Self> {
+        let address = Address::parse(&url)?;
+        if let Some(database) = address.database() {
+            return Err(Error::new(
+                Kind::DrillCouldNotRun,
+                format!("the URL of the drill's server names a database, {database}"),
+            )
+            .hint("Write it without one: databases are restored under their own names."));
+        }
+        let programs = client::for_dump(&clients, major)?;
+        let sandbox = plan.sandbox(Vec::new()).await?;
+        let given = Given::take(&address, major, backed_up, &databases).await?;
+        Ok(Self {
+            server: Server {
+                major,
+                version: given.version.clone(),
+                directory: programs.directory().to_owned(),
+            },
+            clients,
+            sandbox,
+            postgres: None,
+            given: Some(given),
+            address,
+            url,
+            plan,
+            databases,
+            unlooked: Vec::new(),
+        })
+    }
+
     async fn ready(&mut self, context: &Context) -> Result<()> {
         let begun = context.world.clock.since_boot();
         let mut linked = false;
@@ -197,7 +244,9 @@ impl PostgresScratch {
             if context.cancel.is_cancelled() {
                 return Err(super::connect::interrupted());
             }
-            if let Some(how) = self.postgres.try_ended()? {
+            if let Some(postgres) = &mut self.postgres
+                && let Some(how) = postgres.try_ended()?
+            {
                 return Err(Error::new(
                     Kind::DrillCouldNotRun,
                     format!("the scratch server ended at once: {}", how.text()),
@@ -321,6 +370,13 @@ impl ScratchTarget for PostgresScratch {
     }
 
     fn description(&self) -> String {
+        if self.given.is_some() {
+            return format!(
+                "PostgreSQL {} at {}, a server that was given for drills: the databases and roles of the drill are dropped afterwards",
+                self.server.version,
+                self.address.shown()
+            );
+        }
         format!(
             "PostgreSQL {}, a cluster of the drill's own {}: Unix socket only, no archiving, no replication, no preloaded libraries",
             self.server.version,
@@ -382,12 +438,18 @@ impl ScratchTarget for PostgresScratch {
 
     fn environment(&self) -> Vec<(String, String)> {
         let directory = self.server.directory.display();
-        let mut list = vec![
-            ("PATH", format!("{directory}:/usr/local/bin:/usr/bin:/bin")),
-            ("PGHOST", self.sandbox.home().display().to_string()),
-            ("PGPORT", PORT.to_string()),
-            ("PGUSER", "postgres".to_owned()),
-        ];
+        let path = format!("{directory}:/usr/local/bin:/usr/bin:/bin");
+        let mut list = vec![("PATH", path)];
+        if self.given.is_some() {
+            list.extend(self.address.environment());
+            list.retain(|(name, _)| *name != "PGDATABASE");
+        } else {
+            list.extend([
+                ("PGHOST", self.sandbox.home().display().to_string()),
+                ("PGPORT", PORT.to_string()),
+                ("PGUSER", "postgres".to_owned()),
+            ]);
+        }
         if let [only] = self.databases.as_slice() {
             list.push(("PGDATABASE", only.clone()));
         }
@@ -401,7 +463,11 @@ impl ScratchTarget for PostgresScratch {
     }
 
     async fn end(self: Box<Self>) -> Result<()> {
+        let returned = match self.given {
+            Some(given) => given.give_back().await,
+            None => Ok(()),
+        };
         // What it has not written is never wanted, and its shared memory goes with the sandbox.
-        self.sandbox.end().await
+        self.sandbox.end().await.and(returned)
     }
 }

@@ -117,11 +117,12 @@ impl Restorer for LogicalRestorer {
         outline: &Outline,
     ) -> Result<Box<dyn ScratchTarget>> {
         let cluster = Documents::of(outline)?.cluster;
-        let databases = cluster.databases.into_iter().map(|d| d.name).collect();
         let major = cluster.version / 10_000;
         let clients = client::find(self.client_dir.as_deref()).await?;
         client::for_restore(&clients, cluster.dump_major, major).map_err(|e| could_not_run(&e))?;
-        let started = PostgresScratch::start(context, plan, major, databases, clients).await?;
+        let databases = cluster.databases.into_iter().map(|d| d.name).collect();
+        let backed_up = cluster.system_identifier.as_deref();
+        let started = PostgresScratch::start(context, plan, major, databases, backed_up, clients).await?;
         Ok(Box::new(started))
     }
 
