@@ -336,6 +336,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "source",
+        "settings_key",
+        Secret,
+        "pocketbase: what --encryptionEnv names, if its settings are encrypted; drills boot a copy only with it",
+    ),
+    key(
+        "source",
         "logs",
         Boolean,
         "pocketbase: auxiliary.db too; default true",

@@ -387,6 +387,8 @@ pub struct PocketBasePolicy {
     pub logs: bool,
     /// storage/ too.
     pub storage: bool,
+    /// What its settings are encrypted with; for drills.
+    pub settings_key: Option<SecretRef>,
 }
 
 /// Where a PocketBase is.

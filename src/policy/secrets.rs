@@ -103,6 +103,8 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
                     all.push((format!("source.{name}.superuser.identity"), identity));
                     all.push((format!("source.{name}.superuser.password"), password));
                 }
+                let key = pocketbase.settings_key.as_ref();
+                all.extend(key.map(|key| (format!("source.{name}.settings_key"), key)));
             }
             SourceKind::Bucket { .. } => {}
         }

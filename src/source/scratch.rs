@@ -28,6 +28,8 @@ pub struct ScratchPlan {
     pub apart: Result<(), String>,
     /// A server for Postgres, in place of a cluster of the drill's own.
     pub server: Option<SecretText>,
+    /// What PocketBase encrypts its settings with.
+    pub settings_key: Option<SecretText>,
     /// Where server programs are; otherwise they are looked for.
     pub binaries: Option<PathBuf>,
     /// The most memory of each of its processes, bytes.

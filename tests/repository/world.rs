@@ -341,6 +341,7 @@ pub fn policy(directory: &Path, source: &SourceName, recipient: String) -> Polic
             place: PocketBasePlace::Local(directory.join("pb_data")),
             logs: true,
             storage: true,
+            settings_key: None,
         }),
         schedule: None,
         timezone: chrono_tz::UTC,

@@ -14,7 +14,7 @@ use super::super::{Session, restore as restores};
 use super::{own, told, users};
 use crate::drill::{Check, Level, Outcome};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::policy::{DrillPolicy, UserCheck};
+use crate::policy::{DrillPolicy, SourceKind, UserCheck};
 use crate::repository::Repository;
 use crate::repository::catalog::Point;
 use crate::repository::reader::OpenPoint;
@@ -104,6 +104,14 @@ async fn place(
         Some(reference) if kind.starts_with("postgres") => Some(session.secret(reference)?),
         _ => None,
     };
+    let settings_key = match session.policy.sources.get(source).map(|s| &s.kind) {
+        Some(SourceKind::PocketBase(of)) => of
+            .settings_key
+            .as_ref()
+            .map(|reference| session.secret(reference))
+            .transpose()?,
+        _ => None,
+    };
     let root = rustix::process::geteuid().is_root();
     let id = RunId::new(session.world.ulid()?);
     let user = if root { Some(users::own(session)?) } else { None };
@@ -116,6 +124,7 @@ async fn place(
         user,
         apart,
         server: server.clone(),
+        settings_key: settings_key.clone(),
         binaries: policy.binaries.clone(),
         memory: policy.memory,
         commands: own::programs(policy, source),

@@ -106,7 +106,11 @@ impl PocketBaseScratch {
             let first = said?.said;
             self.version = first.lines().next().map(|line| line.trim().to_owned());
         }
-        let access = quiet::neutralise(&self.data.join("data.db"), &context.world)?;
+        let access = quiet::neutralise(
+            &self.data.join("data.db"),
+            self.plan.settings_key.as_ref(),
+            &context.world,
+        )?;
         if let Some(owner) = self.plan.user {
             // Nothing runs as this user yet, so nobody changes what is given.
             give(&self.data, owner)?;

@@ -81,11 +81,6 @@ impl Address {
         draft.finish()
     }
 
-    /// The database that it names.
-    pub(crate) fn database(&self) -> Option<&str> {
-        self.database.as_deref()
-    }
-
     /// The same server, another database.
     pub(crate) fn with_database(&self, database: &str) -> Self {
         Self {
@@ -106,6 +101,10 @@ impl Address {
         }
     }
 
+    /// The database that it names, if it does.
+    pub(crate) fn database(&self) -> Option<&str> {
+        self.database.as_deref()
+    }
     /// For messages: no password, no parameters.
     pub(crate) fn shown(&self) -> String {
         if self.host.starts_with('/') {

@@ -16,7 +16,8 @@ use tokio_postgres::SimpleQueryMessage;
 use self::given::Given;
 use super::client::{self, Clients};
 use super::connect::{Address, Session};
-use crate::drill::Check;
+use super::logical::proof::Recorded;
+use crate::drill::{Check, Level};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sandbox::{How, Process, Program, Sandbox};
 use crate::secret::SecretText;
@@ -131,6 +132,7 @@ pub(super) struct PostgresScratch {
     url: SecretText,
     plan: ScratchPlan,
     databases: Vec<String>,
+    recorded: Option<Recorded>,
     unlooked: Vec<String>,
 }
 
@@ -193,10 +195,16 @@ impl PostgresScratch {
             url,
             plan,
             databases,
+            recorded: None,
             unlooked: Vec::new(),
         };
         scratch.ready(context).await?;
         Ok(scratch)
+    }
+
+    /// What the restored cluster is compared with.
+    pub(super) fn expect(&mut self, recorded: Recorded) {
+        self.recorded = Some(recorded);
     }
 
     /// Takes a server that was given.
@@ -233,6 +241,7 @@ impl PostgresScratch {
             url,
             plan,
             databases,
+            recorded: None,
             unlooked: Vec::new(),
         })
     }
@@ -385,7 +394,20 @@ impl ScratchTarget for PostgresScratch {
     }
 
     async fn examine(&mut self, _context: &Context) -> Result<Vec<Check>> {
-        Ok(Vec::new())
+        let Some(recorded) = &self.recorded else {
+            return Ok(Vec::new());
+        };
+        let (schemas, roles) = recorded.differences(&self.address).await?;
+        let compared = [
+            ("schema", "as recorded", schemas),
+            ("roles", "as recorded", roles),
+        ];
+        Ok(compared
+            .into_iter()
+            .map(|(name, sound, problems)| {
+                checks::judged(name.to_owned(), Level::Facts, &problems, sound.to_owned())
+            })
+            .collect())
     }
 
     async fn run(&mut self, context: &Context) -> Result<Vec<Check>> {
@@ -394,6 +416,7 @@ impl ScratchTarget for PostgresScratch {
             // Read first: what amcheck adds is none of the backup's.
             self.dump(context, &database, &mut checks).await?;
             self.views(context, &database, &mut checks).await?;
+            self.collations(context, &database, &mut checks).await?;
             self.amcheck(context, &database, &mut checks).await?;
         }
         Ok(checks)

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{aead, hmac};
 use base64::Engine as _;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, params};
 use serde_json::{Value, json};
 
 use crate::clock::World;
 use crate::error::{Error, Kind, Result};
+use crate::secret::SecretText;
 use crate::source::pocketbase::facts;
 
 /// Where nobody listens: mail that the copy would send ends here.
@@ -38,23 +39,20 @@ fn sql(e: rusqlite::Error) -> Error {
 
 /// Turns off what could reach anything, and makes a superuser's token from what is in the database (a password would
 /// have to be an argument). Nothing of it is in the backup.
-pub(super) fn neutralise(data: &Path, world: &World) -> Result<Access> {
+pub(super) fn neutralise(data: &Path, settings_key: Option<&SecretText>, world: &World) -> Result<Access> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(data, flags).map_err(sql)?;
     let change = connection.transaction().map_err(sql)?;
     if let Some(text) = facts::settings(&change).map_err(sql)? {
-        let parsed = serde_json::from_slice::<Value>(&text);
-        let Some(quiet) = parsed.ok().filter(Value::is_object).map(quiet) else {
-            return Err(Error::new(
-                Kind::DrillCouldNotRun,
-                "the settings are encrypted, so nothing tells what a copy would reach",
-            )
-            .hint("PocketBase is booted only with settings that were turned off before."));
+        let settings = match serde_json::from_slice::<Value>(&text) {
+            Ok(plain) if plain.is_object() => plain,
+            _ => decrypted(&text, settings_key)?,
         };
+        // Not encrypted again: the copy is served without the key.
         change
             .execute(
                 "UPDATE _params SET value = ?1 WHERE id = 'settings'",
-                [quiet.to_string().into_bytes()],
+                [quiet(settings).to_string().into_bytes()],
             )
             .map_err(sql)?;
     }
@@ -106,6 +104,37 @@ pub(super) fn neutralise(data: &Path, world: &World) -> Result<Access> {
         token: token(&claims, &format!("{key}{secret}")),
         rows,
     })
+}
+
+/// Settings that PocketBase encrypts with the key in the variable of `--encryptionEnv`: base64 of nonce, AES-GCM and tag.
+fn decrypted(text: &[u8], key: Option<&SecretText>) -> Result<Value> {
+    let key = key.ok_or_else(|| {
+        Error::new(
+            Kind::DrillCouldNotRun,
+            "the settings are encrypted, so nothing tells what a copy would reach",
+        )
+        .hint("Set settings_key in the source: what PocketBase has in the variable of --encryptionEnv.")
+    })?;
+    let wrong = || {
+        Error::failed("the settings can not be decrypted with settings_key")
+            .hint("Set settings_key to what PocketBase has in the variable of --encryptionEnv.")
+    };
+    let sealed = base64::engine::general_purpose::STANDARD
+        .decode(text.trim_ascii())
+        .map_err(|_| wrong())?;
+    let (nonce, sealed) = sealed.split_at_checked(aead::NONCE_LEN).ok_or_else(wrong)?;
+    let opening = aead::UnboundKey::new(&aead::AES_256_GCM, key.expose().trim().as_bytes())
+        .map(aead::LessSafeKey::new)
+        .map_err(|_| wrong())?;
+    let nonce = aead::Nonce::try_assume_unique_for_key(nonce).map_err(|_| wrong())?;
+    let mut sealed = sealed.to_vec();
+    let plain = opening
+        .open_in_place(nonce, aead::Aad::empty(), &mut sealed)
+        .map_err(|_| wrong())?;
+    serde_json::from_slice::<Value>(plain)
+        .ok()
+        .filter(Value::is_object)
+        .ok_or_else(wrong)
 }
 
 /// Gives every collection of accounts other secrets, and takes its ways to log in elsewhere: a token that the copy makes

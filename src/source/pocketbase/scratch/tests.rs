@@ -90,7 +90,7 @@ fn settings_that_nobody_here_can_read_are_not_booted() {
         )
         .unwrap();
     let world = World::system();
-    let error = neutralise(&directory.path().join("data.db"), &world)
+    let error = neutralise(&directory.path().join("data.db"), None, &world)
         .err()
         .unwrap();
     assert_eq!(error.kind(), Kind::DrillCouldNotRun, "{error:?}");

@@ -8,6 +8,7 @@ mod compare;
 mod files;
 mod inspect;
 mod prepare;
+pub(super) mod proof;
 mod restore;
 mod roles;
 

@@ -16,6 +16,7 @@ use super::compare::{self, Compared};
 use super::files::{read_cluster, read_document, refuse_table_to_directory, to_directory};
 use super::inspect::{self, Scope};
 use super::prepare;
+use super::proof::Recorded;
 use super::roles;
 use crate::error::{Error, Kind, Result};
 use crate::source::directory_target::DirectoryTarget;
@@ -116,13 +117,16 @@ impl Restorer for LogicalRestorer {
         plan: ScratchPlan,
         outline: &Outline,
     ) -> Result<Box<dyn ScratchTarget>> {
-        let cluster = Documents::of(outline)?.cluster;
+        let documents = Documents::of(outline)?;
+        let recorded = Recorded::of(&documents);
+        let cluster = documents.cluster;
         let major = cluster.version / 10_000;
         let clients = client::find(self.client_dir.as_deref()).await?;
         client::for_restore(&clients, cluster.dump_major, major).map_err(|e| could_not_run(&e))?;
         let databases = cluster.databases.into_iter().map(|d| d.name).collect();
         let backed_up = cluster.system_identifier.as_deref();
-        let started = PostgresScratch::start(context, plan, major, databases, backed_up, clients).await?;
+        let mut started = PostgresScratch::start(context, plan, major, databases, backed_up, clients).await?;
+        started.expect(recorded);
         Ok(Box::new(started))
     }
 

@@ -78,6 +78,7 @@ impl PostgresScratch {
         session.close().await;
         checks.push(judged(
             name,
+            Level::Application,
             &problems,
             format!("{indexes} indexes and {tables} tables are sound"),
         ));
@@ -163,6 +164,53 @@ impl PostgresScratch {
         Ok(())
     }
 
+    /// Whether the versions of collations are those that the system has: an index in another order finds nothing. (Postgres'
+    /// documentation, "ALTER COLLATION", notes.)
+    pub(super) async fn collations(
+        &self,
+        context: &Context,
+        database: &str,
+        checks: &mut Vec<Check>,
+    ) -> Result<()> {
+        let session = self.session(database).await?;
+        let of_database = if self.server.major >= 15 {
+            "UNION ALL SELECT 'the database', datcollversion, pg_database_collation_actual_version(oid) FROM pg_database
+                 WHERE datname = current_database()"
+        } else {
+            ""
+        };
+        let sql = format!(
+            "SELECT name::text, has, should FROM (
+                 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname) AS name, c.collversion AS has,
+                     pg_collation_actual_version(c.oid) AS should
+                 FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
+                 WHERE c.collversion IS NOT NULL {of_database}
+             ) a WHERE has IS DISTINCT FROM should ORDER BY 1"
+        );
+        let mut problems = Vec::new();
+        for row in session
+            .rows_unless(&context.cancel, "look at the collations", &sql)
+            .await?
+        {
+            let name: String = value(&row, 0)?;
+            let (has, should): (Option<String>, Option<String>) = (value(&row, 1)?, value(&row, 2)?);
+            problems.push(format!(
+                "{name} has version {}, the system has {}",
+                has.as_deref().unwrap_or("none"),
+                should.as_deref().unwrap_or("none")
+            ));
+        }
+        session.close().await;
+        let sound = "they are of the system's versions".to_owned();
+        checks.push(judged(
+            format!("collations of {database}"),
+            Level::Application,
+            &problems,
+            sound,
+        ));
+        Ok(())
+    }
+
     /// Whether views can still be planned. One that can not is no failure: it may want settings that only the application has.
     pub(super) async fn views(
         &mut self,
@@ -216,16 +264,16 @@ impl PostgresScratch {
     }
 }
 
-fn judged(name: String, problems: &[String], sound: String) -> Check {
+pub(super) fn judged(name: String, level: Level, problems: &[String], sound: String) -> Check {
     match problems {
-        [] => Check::passed(name, Level::Application, sound),
+        [] => Check::passed(name, level, sound),
         some => {
             let more = some.len().saturating_sub(NAMED);
             let mut told = some[..some.len().min(NAMED)].join("; ");
             if more > 0 {
                 told += &format!("; and {more} more");
             }
-            Check::failed(name, Level::Application, sound, told)
+            Check::failed(name, level, sound, told)
         }
     }
 }
