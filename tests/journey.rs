@@ -2,6 +2,8 @@
 //! server: policy, keys, init, check, run, list, restore, verify, prune, hold, status, and restore.py beside our own.
 #![allow(clippy::unwrap_used)]
 
+#[path = "journey/chain.rs"]
+mod chain;
 #[path = "journey/databases.rs"]
 mod databases;
 #[path = "journey/defects.rs"]
@@ -13,6 +15,8 @@ mod evidence;
 #[path = "journey/golden.rs"]
 mod golden;
 mod harness;
+#[path = "journey/kept.rs"]
+mod kept;
 #[path = "journey/site.rs"]
 mod site;
 

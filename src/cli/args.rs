@@ -379,11 +379,16 @@ pub enum EvidenceAction {
         month: Option<String>,
     },
     /// Verify signatures and chain; of files without a policy and without a network
-    #[command(after_help = "Example:\n  backup evidence verify --key drill.pub evidence/")]
+    #[command(
+        after_help = "Example:\n  backup evidence verify --key drill.pub evidence/\n\nA chain does not tell that its newest evidence is withheld. Note the id of the newest that you verified, and give it with\n--newest the next time; a host that drills remembers by itself. Exit 21: something is missing, was changed, or is no\nevidence under the name of evidence, or there is none at all. Files of other names are passed over, and counted."
+    )]
     Verify {
-        /// The public key, in PEM
+        /// The public key, in PEM [default: of the repository's evidence: that of evidence.key]
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
+        /// The newest evidence that is known from before: it must be there, and everything later joined to it
+        #[arg(long, value_name = "ID", value_parser = evidence_id)]
+        newest: Option<ulid::Ulid>,
         /// Files or directories with evidence [default: the repository's]
         #[arg(value_name = "FILES")]
         files: Vec<PathBuf>,

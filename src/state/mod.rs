@@ -12,10 +12,13 @@
 //! <state>/daemon.db                                  slots and runs of the daemon, see [`ledger`]
 //! <state>/daemon.lock                                held by the daemon
 //! <state>/drills/                                    places of drills, see [`drills`]
+//! <state>/evidence.json                              the newest evidence that this host knows, see [`evidence`]
+//! <state>/evidence/                                  evidence that waits for a repository that can be written
 //! <state>/touched                                    its time tells the daemon to look for points anew
 //! ```
 
 pub mod drills;
+pub mod evidence;
 pub mod last;
 pub mod ledger;
 
