@@ -28,7 +28,8 @@ runs (Postgres: everything is dumped, every index checked; PocketBase: it boots 
 
 Postgres needs the server programs of the point's major version (postgresql-NN), PocketBase the program pocketbase; binaries
 in the drill says where they are. As root, servers run as the user postgres, or as nobody, below TMPDIR. The evidence goes
-to evidence/ in the repository, signed by evidence.key. Exit 22: something is not as it should be; 23: nobody knows.";
+to evidence/ in the repository, signed by evidence.key; where that can not be written it waits in the state directory. Exit 22:
+something is not as it should be; 23: nobody knows; 1: the evidence could be kept nowhere; 130: stopped, with evidence.";
 
 /// What is below the help of `daemon`, and in its manual page.
 const DAEMON: &str = "Example:

@@ -298,11 +298,15 @@ async fn rows_of_users_data_stand_in_no_evidence_log_or_notice() {
     );
     let port = harness::free_port();
     edit(&site, |policy| {
-        format!("{policy}\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n")
+        format!(
+            "{policy}\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n\n[notify.ops]\nwebhook = {{ env = \"T_HOOK\" }}\non = [\"failure\", \"drill\"]\n"
+        )
     });
     let mut daemon = command(&site, &["daemon"]);
     daemon
         .env("T_TOKEN", "open sesame")
+        // Nobody listens there: what is owed stays in the memory.
+        .env("T_HOOK", "http://127.0.0.1:9/hook")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let daemon = daemon.spawn().unwrap();
@@ -340,6 +344,10 @@ async fn rows_of_users_data_stand_in_no_evidence_log_or_notice() {
         assert!(String::from_utf8_lossy(&statement).contains("pg_restore failed"));
         said.push((file.display().to_string(), statement));
     }
+    let owed = said.iter().any(|(name, bytes)| {
+        name.starts_with("daemon.db") && String::from_utf8_lossy(bytes).contains("pg_restore failed")
+    });
+    assert!(owed, "there is a notice");
     for (what, bytes) in said {
         assert!(
             !String::from_utf8_lossy(&bytes).contains("ada.lovelace"),

@@ -64,9 +64,7 @@ impl Keeper {
                 known::read(session, None, public.as_ref()).await?
             }
         };
-        report
-            .warnings
-            .extend(known.problems().into_iter().map(|p| format!("evidence {p}")));
+        report.warnings.extend(known.problems());
         let state = known::state(session, repository.map(Repository::id))
             .ok_or_else(|| Error::usage("a drill wants a policy"))?;
         let about = repository

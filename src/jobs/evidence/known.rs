@@ -193,7 +193,10 @@ pub async fn read(
     let mut waiting = Vec::new();
     let mut about = id;
     if let Some(state) = &state {
-        let told = |e: Error| crate::drill::told(&e);
+        let told = |e: Error| match e.hint_text() {
+            Some(hint) => format!("{} ({hint})", e.chain()),
+            None => e.chain(),
+        };
         let mut looked = || {
             about = state.repository()?;
             known.remembered = state.remembered()?;

@@ -178,7 +178,7 @@ pub async fn told(session: &Session, repository: &Repository) -> Told {
             proven: Proven::of(&known.chain),
             problems: match known.problems() {
                 none if none.is_empty() => Vec::new(),
-                some => vec![doubt(&format!("evidence {}", known::some(some)))],
+                some => vec![doubt(&known::some(some))],
             },
             warnings: known.warnings(),
         },
@@ -199,7 +199,7 @@ pub async fn settled(session: &Session, repository: &Repository) -> Result<(Prov
     match known.problems() {
         none if none.is_empty() => Ok((Proven::of(&known.chain), known.warnings())),
         some => Err(Error::damaged(format!(
-            "what drills proved can not be told, and nothing expires before it can: evidence {}",
+            "what drills proved can not be told, and nothing expires before it can: {}",
             known::some(some)
         ))
         .hint("Put it back from a copy; `backup evidence verify` names all that is amiss.")),

@@ -100,21 +100,21 @@ impl Chain {
         let mut problems = Vec::new();
         for (evidence, name) in self.names() {
             let id = evidence.id();
-            let changed = format!("{id} follows {}, which was changed since", name.id);
+            let changed = format!("evidence {id} follows {}, which was changed since", name.id);
             match (own.get(&name.id), aside.get(&name.id)) {
                 (Some(before), _) if before.sha256 != name.sha256 => problems.push(changed),
                 (Some(before), _) if before.number() != name.number => problems.push(format!(
-                    "{id} follows {} as number {}, and that is number {}",
+                    "evidence {id} follows {} as number {}, and that is number {}",
                     name.id,
                     name.number,
                     before.number()
                 )),
                 (Some(_), _) => {}
                 (None, Some(other)) if other.sha256.as_ref() == Some(&name.sha256) => {
-                    problems.push(format!("{id} follows {}, which {}", name.id, other.why))
+                    problems.push(format!("evidence {id} follows {}, which {}", name.id, other.why))
                 }
                 (None, Some(_)) => problems.push(changed),
-                (None, None) => problems.push(format!("{id} follows {}, which is missing", name.id)),
+                (None, None) => problems.push(format!("evidence {id} follows {}, which is missing", name.id)),
             }
         }
         let named: BTreeSet<Ulid> = self.names().map(|(_, name)| name.id).collect();
@@ -124,11 +124,11 @@ impl Chain {
             let is = is.or_else(|| aside.get(&id).map(|a| a.sha256.as_ref()));
             match is {
                 Some(is) if is == Some(&known.sha256) => {}
-                Some(_) => problems.push(format!("{id} (number {number}) was changed since this host saw it")),
+                Some(_) => problems.push(format!("evidence {id} (number {number}) was changed since this host saw it")),
                 // Told already by what follows it.
                 None if named.contains(&id) => {}
                 None => problems.push(format!(
-                    "{id} (number {number}), which this host knows, is missing: it is withheld, or was deleted"
+                    "evidence {id} (number {number}), which this host knows, is missing: it is withheld, or was deleted"
                 )),
             }
         }
@@ -139,8 +139,8 @@ impl Chain {
     pub fn since(&self, noted: Ulid) -> Vec<String> {
         let Some(newest) = self.evidence.iter().find(|e| e.id() == noted) else {
             return vec![match self.aside_by_id().get(&noted) {
-                Some(aside) => format!("{noted}, the newest that was known, {}", aside.why),
-                None => format!("{noted}, the newest that was known, is missing"),
+                Some(aside) => format!("evidence {noted}, the newest that was known, {}", aside.why),
+                None => format!("evidence {noted}, the newest that was known, is missing"),
             }];
         };
         // Those that follow it, and what these follow beside it: a drill somewhere else at the same time. A name has a smaller
@@ -165,7 +165,7 @@ impl Chain {
             .filter(|e| !joined.contains(&e.id()))
             .map(|e| {
                 format!(
-                    "{} (number {}) is later than {noted}, and is not joined to it",
+                    "evidence {} (number {}) is later than {noted}, and is not joined to it",
                     e.id(),
                     e.number()
                 )
