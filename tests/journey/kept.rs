@@ -384,3 +384,30 @@ async fn what_a_server_said_is_for_who_drills_by_hand_and_is_not_kept() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_whose_key_can_not_be_read_makes_no_drill_and_says_why() {
+    let site = site("[drill.app]\nsources = [\"app\"]\nschedule = \"* * * * *\"\n").await;
+    std::fs::write(site.path("signing.key"), b"no key at all\n").unwrap();
+    let port = harness::free_port();
+    edit(&site, |policy| {
+        format!("{policy}\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n")
+    });
+    let mut daemon = command(&site, &["daemon"]);
+    daemon.env("T_TOKEN", "open sesame").stderr(Stdio::piped());
+    let daemon = daemon.spawn().unwrap();
+    let failed = poll(Duration::from_secs(150), || {
+        let page = answer(port, "/metrics");
+        page.contains("lifeboat_runs_total{task=\"drill app\",result=\"failed\"} 1")
+            .then_some(())
+    });
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = daemon.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        failed.is_some() && log.contains("evidence.key: the signing key can not be read"),
+        "{log}"
+    );
+    assert!(!site.path("state/drills").exists() && files(&site.path("repository/evidence")).is_empty());
+}
