@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Kind};
 use crate::types::RunId;
 
 /// How far a drill got; each level stands on those below it.
@@ -91,17 +92,46 @@ pub struct Check {
     pub expected: String,
     /// What is.
     pub actual: String,
-    /// What a server or a program said of it, which may hold the rows of users: never in evidence.
+    /// What a server or a program said of it. It may hold rows of users' data: who drills by hand is told, and nobody else;
+    /// evidence, logs and notices are without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
 impl Check {
+    /// Of an error: what went wrong, and beside it what a server or a program said.
+    pub fn of_error(
+        name: impl Into<String>,
+        level: Option<Level>,
+        result: Outcome,
+        expected: impl Into<String>,
+        error: &Error,
+    ) -> Self {
+        let check = Self {
+            name: name.into(),
+            level: level.map(Level::number),
+            result,
+            expected: expected.into(),
+            actual: told(error),
+            detail: None,
+        };
+        let chain = error.chain();
+        if check.actual.contains(&chain) {
+            check
+        } else {
+            check.with_detail(chain)
+        }
+    }
     /// With what a server or a program said.
     #[must_use]
-    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into()).filter(|d| !d.is_empty());
-        self
+    pub fn with_detail(self, detail: impl Into<String>) -> Self {
+        let detail = Some(detail.into()).filter(|d| !d.is_empty());
+        Self { detail, ..self }
+    }
+    /// Without.
+    #[must_use]
+    pub fn without_detail(self) -> Self {
+        Self { detail: None, ..self }
     }
     /// As it should be.
     pub fn passed(name: impl Into<String>, level: Level, is: impl Into<String>) -> Self {
@@ -178,6 +208,19 @@ impl Check {
             actual: text(actual),
             detail: None,
         }
+    }
+}
+
+/// An error with its hint, as far as everybody may know it: what failed has its causes from servers and programs, which quote
+/// rows of users' data.
+pub fn told(error: &Error) -> String {
+    let what = match error.kind() {
+        Kind::Failed => error.message().to_owned(),
+        _ => error.chain(),
+    };
+    match error.hint_text() {
+        Some(hint) => format!("{what} ({hint})"),
+        None => what,
     }
 }
 
@@ -324,6 +367,39 @@ mod tests {
             Some(5)
         );
         assert_eq!(of(&[&base[..], &[(4, Failed)]].concat()), Some(3));
+    }
+
+    #[test]
+    fn what_a_server_said_is_a_detail_and_never_what_everybody_is_told() {
+        let said = "duplicate key (Key (mail)=(ada@example.com) already exists.)";
+        let of = |kind| {
+            let error = Error::new(kind, "pg_restore failed").because(said).hint("Look.");
+            Check::of_error(
+                "it is restored",
+                Some(Level::Restored),
+                Outcome::Failed,
+                "no error",
+                &error,
+            )
+        };
+        let check = of(Kind::Failed);
+        assert_eq!(
+            (check.actual.as_str(), check.level),
+            ("pg_restore failed (Look.)", Some(3))
+        );
+        assert!(check.detail.as_deref().unwrap().contains("ada@example.com"));
+        assert!(serde_json::to_string(&check).unwrap().contains("ada@example.com"));
+        assert!(
+            !serde_json::to_string(&check.without_detail())
+                .unwrap()
+                .contains("detail")
+        );
+        // What our own checks of bytes say holds no rows, and has no server in it.
+        let check = of(Kind::Damaged);
+        assert!(check.actual.contains("duplicate key"));
+        let plain = Error::failed("there is no room");
+        let check = Check::of_error("room", None, Outcome::CouldNotRun, "room", &plain);
+        assert_eq!((check.actual.as_str(), check.detail), ("there is no room", None));
     }
 
     #[test]

@@ -286,9 +286,10 @@ pub fn documents(data: &[u8]) {
     placed(data, &key, |h: &Hold| &h.place);
     placed(data, &key, |d: &Damage| &d.place);
     // Evidence: what is read is sealed again, and says the same.
-    if let Ok(read) = evidence::Evidence::parse(ulid::Ulid::nil(), data) {
+    if let Ok(read) = evidence::Evidence::parse(data) {
         let again = evidence::seal(&read.statement, None)
-            .and_then(|sealed| evidence::Evidence::parse(ulid::Ulid::nil(), &sealed));
+            .map_err(|e| e.chain())
+            .and_then(|sealed| evidence::Evidence::accept(read.id(), &sealed, None));
         let text = |e: &evidence::Evidence| serde_json::to_string(&e.statement).ok();
         assert_eq!(again.ok().as_ref().map(text), Some(text(&read)));
     }

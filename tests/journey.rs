@@ -4,6 +4,8 @@
 
 #[path = "journey/apart.rs"]
 mod apart;
+#[path = "journey/chain.rs"]
+mod chain;
 #[path = "journey/databases.rs"]
 mod databases;
 #[path = "journey/defects.rs"]
@@ -15,6 +17,8 @@ mod evidence;
 #[path = "journey/golden.rs"]
 mod golden;
 mod harness;
+#[path = "journey/kept.rs"]
+mod kept;
 #[path = "journey/site.rs"]
 mod site;
 

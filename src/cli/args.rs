@@ -28,7 +28,8 @@ runs (Postgres: everything is dumped, every index checked; PocketBase: it boots 
 
 Postgres needs the server programs of the point's major version (postgresql-NN), PocketBase the program pocketbase; binaries
 in the drill says where they are. As root, servers run as the user postgres, or as nobody, below TMPDIR. The evidence goes
-to evidence/ in the repository, signed by evidence.key. Exit 22: something is not as it should be; 23: nobody knows.";
+to evidence/ in the repository, signed by evidence.key; where that can not be written it waits in the state directory. Exit 22:
+something is not as it should be; 23: nobody knows; 1: the evidence could be kept nowhere; 130: stopped, with evidence.";
 
 /// What is below the help of `daemon`, and in its manual page.
 const DAEMON: &str = "Example:
@@ -379,11 +380,16 @@ pub enum EvidenceAction {
         month: Option<String>,
     },
     /// Verify signatures and chain; of files without a policy and without a network
-    #[command(after_help = "Example:\n  backup evidence verify --key drill.pub evidence/")]
+    #[command(
+        after_help = "Example:\n  backup evidence verify --key drill.pub evidence/\n\nA chain does not tell that its newest evidence is withheld. Note the id of the newest that you verified, and give it with\n--newest the next time; a host that drills remembers by itself. Exit 21: something is missing, was changed, or is no\nevidence under the name of evidence, or there is none at all. Files of other names are passed over, and counted."
+    )]
     Verify {
-        /// The public key, in PEM
+        /// The public key, in PEM [default: of the repository's evidence: that of evidence.key]
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
+        /// The newest evidence that is known from before: it must be there, and everything later joined to it
+        #[arg(long, value_name = "ID", value_parser = evidence_id)]
+        newest: Option<ulid::Ulid>,
         /// Files or directories with evidence [default: the repository's]
         #[arg(value_name = "FILES")]
         files: Vec<PathBuf>,

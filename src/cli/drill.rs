@@ -9,17 +9,41 @@ use super::text::{clean, span, table};
 use crate::drill::{Level, Outcome};
 use crate::error::{Kind, Result};
 use crate::jobs;
-use crate::jobs::report::{DrillReport, SourceDrill};
+use crate::jobs::evidence::Keeper;
+use crate::jobs::report::{DrillReport, Failure, SourceDrill};
 
-/// Carries drills out; exit 22 when one failed, 23 when one could not run.
+/// Carries drills out; exit 22 when one failed, 23 when one could not run, 1 when its evidence could be kept nowhere.
 pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> {
     let session = surroundings.session_with_identity(None, args.identity.clone())?;
     let zone = session.policy.timezone;
+    let asked = jobs::drill::asked(&session, args.name.as_deref())?;
+    // Before anything is restored: a drill that nobody could sign is none.
+    let keeper = Keeper::new(&session)?;
     let mut reports = Vec::new();
-    for (name, policy) in jobs::drill::asked(&session, args.name.as_deref())? {
-        let mut report = jobs::drill::drill(&session, name, policy).await?;
-        jobs::evidence::keep(&session, &mut report).await?;
+    let mut code = None;
+    for (name, policy) in asked {
+        let mut report = match jobs::drill::drill(&session, name, policy).await {
+            Ok(report) => report,
+            Err(e) if reports.is_empty() => return Err(e),
+            // Those before it are shown all the same.
+            Err(e) => {
+                surroundings
+                    .printer
+                    .tell(&format!("error: drill {name}: {}", e.chain()));
+                code = Some(e.kind().exit_code());
+                break;
+            }
+        };
+        if let Err(e) = keeper.keep(&session, &mut report).await {
+            report.error = Some(Failure::from(&e));
+            code = Some(Kind::Failed.exit_code());
+        }
+        let interrupted = report.interrupted;
         reports.push(report);
+        if interrupted {
+            code = Some(Kind::Interrupted.exit_code());
+            break;
+        }
     }
     surroundings.printer.bars().finish();
     for report in &reports {
@@ -29,6 +53,10 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
             .chain(report.sources.iter().flat_map(|s| &s.warnings))
         {
             surroundings.printer.warning(warning);
+        }
+        if let Some(failure) = &report.error {
+            let drill = format!("drill {}", report.drill);
+            surroundings.printer.failure(&drill, failure);
         }
     }
     let result = crate::drill::worst(reports.iter().map(|r| r.result));
@@ -40,11 +68,11 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
             surroundings.printer.result(&document, told)?;
         }
     }
-    Ok(match result {
+    Ok(code.unwrap_or(match result {
         Outcome::Passed => 0,
         Outcome::Failed => Kind::DrillFailed.exit_code(),
         Outcome::CouldNotRun => Kind::DrillCouldNotRun.exit_code(),
-    })
+    }))
 }
 
 /// A level in words, for people: never "verified" alone.
@@ -106,6 +134,12 @@ fn of_source(drill: &str, source: &SourceDrill, zone: Tz) -> String {
         [level, word(check.result).to_owned(), check.name.clone(), is]
     });
     out += &table(["level", "", "check", "is"], rows);
+    for check in &source.checks {
+        if let Some(detail) = &check.detail {
+            let lines = clean(detail).replace('\n', "\n    ");
+            out += &format!("  {}, in full:\n    {lines}\n", clean(&check.name));
+        }
+    }
     for left in &source.not_tested {
         out += &format!("  not looked at: {left}\n");
     }

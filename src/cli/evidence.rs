@@ -3,7 +3,7 @@
 use super::Surroundings;
 use super::args::EvidenceAction;
 use super::drill::level;
-use super::text::{clean, table, utc};
+use super::text::{clean, count, table, utc};
 use crate::error::{Context as _, Kind, Result};
 use crate::jobs;
 use crate::jobs::evidence::Month;
@@ -16,21 +16,25 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
         EvidenceAction::List => {
             let session = surroundings.session()?;
             let listed = surroundings.reading(jobs::evidence::list(&session)).await?;
-            let document = serde_json::json!({"evidence": listed});
-            surroundings.printer.result(&document, || {
-                let rows = listed.iter().map(|e| {
+            warn(surroundings, listed.problems.iter().chain(&listed.warnings));
+            surroundings.printer.result(&listed, || {
+                let rows = listed.evidence.iter().map(|e| {
                     [
                         e.id.clone(),
+                        e.number.to_string(),
                         e.at.map_or_else(|| "-".to_owned(), utc),
                         e.drill.clone(),
                         e.result.clone(),
                         e.level.map_or_else(|| "-".to_owned(), |l| l.to_string()),
                         e.sources.join(", "),
                         if e.signed { "yes" } else { "NO" }.to_owned(),
+                        if e.here { "on this host only" } else { "" }.to_owned(),
                     ]
                 });
                 table(
-                    ["id", "at (UTC)", "drill", "result", ">level", "sources", "signed"],
+                    [
+                        "id", ">number", "at (UTC)", "drill", "result", ">level", "sources", "signed", "",
+                    ],
                     rows,
                 )
             })?;
@@ -39,10 +43,9 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
         EvidenceAction::Show { id } => {
             let session = surroundings.session()?;
             let found = surroundings.reading(jobs::evidence::show(&session, id)).await?;
-            let report = &found.statement.predicate.report;
-            surroundings
-                .printer
-                .result(&found.statement, || markdown(&found.id.to_string(), report))?;
+            surroundings.printer.result(&found.statement, || {
+                markdown(&found.id().to_string(), found.report())
+            })?;
             Ok(0)
         }
         EvidenceAction::Report { month } => {
@@ -54,10 +57,11 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
             let report = surroundings
                 .reading(jobs::evidence::month(&session, month))
                 .await?;
+            warn(surroundings, &report.warnings);
             surroundings.printer.result(&report, || of_month(&report))?;
             Ok(0)
         }
-        EvidenceAction::Verify { key, files } => {
+        EvidenceAction::Verify { key, newest, files } => {
             let key = match key {
                 Some(path) => {
                     let text = std::fs::read_to_string(&path)
@@ -69,14 +73,21 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
             let report = if files.is_empty() {
                 let session = surroundings.session()?;
                 surroundings
-                    .reading(jobs::evidence::verify(&session, key.as_ref()))
+                    .reading(jobs::evidence::verify(&session, key.as_ref(), newest))
                     .await?
             } else {
-                jobs::evidence::verify_files(&files, key.as_ref())?
+                jobs::evidence::verify_files(&files, key.as_ref(), newest)?
             };
+            warn(surroundings, &report.warnings);
             surroundings.printer.result(&report, || verified(&report))?;
             Ok(if report.ok { 0 } else { Kind::Damaged.exit_code() })
         }
+    }
+}
+
+fn warn<'a>(surroundings: &Surroundings, all: impl IntoIterator<Item = &'a String>) {
+    for warning in all {
+        surroundings.printer.warning(warning);
     }
 }
 
@@ -142,8 +153,14 @@ fn verified(report: &EvidenceReport) -> String {
     };
     let newest = report.newest.as_ref().map_or_else(String::new, |n| {
         let at = n.at.map_or_else(|| "-".to_owned(), utc);
-        format!("; the newest is {} of {at}", n.id)
+        format!("; the newest is {} (number {}) of {at}", n.id, n.number)
     });
+    if report.passed_over > 0 {
+        out += &format!(
+            "{} passed over: not named as evidence is\n",
+            count(report.passed_over as u64, "file")
+        );
+    }
     out += &format!(
         "{}: {} looked at, {signatures}{newest}\n",
         if report.ok { "whole" } else { "NOT WHOLE" },

@@ -41,6 +41,9 @@ pub async fn status(surroundings: &Surroundings, args: &StatusArgs) -> Result<u8
     }
     let session = surroundings.session()?;
     let report = surroundings.reading(jobs::status::status(&session)).await?;
+    for warning in &report.warnings {
+        surroundings.printer.warning(warning);
+    }
     surroundings.printer.result(&report, || text(&report))?;
     Ok(if report.ok { 0 } else { Kind::Failed.exit_code() })
 }

@@ -161,7 +161,7 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
             }
         }
         Task::Drill(name) => match drilled(session, name).await {
-            Ok(report) => {
+            Ok((report, kept)) => {
                 for warning in report
                     .warnings
                     .iter()
@@ -176,8 +176,15 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                     evidence,
                     "drilled"
                 );
-                match report.result {
-                    drill::Outcome::Passed => Ended::done(None),
+                match (report.result, kept) {
+                    (_, Err(e)) if !report.interrupted => {
+                        let found = format!("the drill {}", in_words(report.result));
+                        let found = [found, not_proven(&report)].join("; ");
+                        Ended::failed(format!("{}; {}", e.chain(), found.trim_end_matches("; ")))
+                    }
+                    (drill::Outcome::Failed, _) => Ended::failed(not_proven(&report)),
+                    _ if report.interrupted => Ended::interrupted(Some(not_proven(&report))),
+                    (drill::Outcome::Passed, _) => Ended::done(None),
                     _ => Ended::failed(not_proven(&report)),
                 }
             }
@@ -186,16 +193,21 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
     }
 }
 
-/// Carries a drill of the policy out, and keeps its evidence.
-async fn drilled(session: &Session, name: &str) -> Result<DrillReport> {
+/// Carries a drill of the policy out, and keeps its evidence: what became of that is beside the report.
+async fn drilled(session: &Session, name: &str) -> Result<(DrillReport, Result<()>)> {
     let policy = session
         .policy
         .drills
         .get(name)
         .ok_or_else(|| Error::usage(format!("the policy has no drill {name}")))?;
+    // Before anything is restored: a drill that nobody could sign is none.
+    let keeper = jobs::evidence::Keeper::new(session)?;
     let mut report = jobs::drill::drill(session, name, policy).await?;
-    jobs::evidence::keep(session, &mut report).await?;
-    Ok(report)
+    let kept = keeper.keep(session, &mut report).await;
+    if let Err(e) = &kept {
+        tracing::error!(error = %e.chain(), "the evidence of a drill is lost");
+    }
+    Ok((report, kept))
 }
 
 /// What a drill found, in a sentence: for each source that is not well the first check that says so.
@@ -205,17 +217,24 @@ fn not_proven(report: &DrillReport) -> String {
         let Some(check) = source.checks.iter().find(|c| c.result == source.result) else {
             continue;
         };
-        let how = match source.result {
-            drill::Outcome::Passed => continue,
-            drill::Outcome::Failed => "failed",
-            drill::Outcome::CouldNotRun => "could not run",
-        };
+        if source.result == drill::Outcome::Passed {
+            continue;
+        }
+        let how = in_words(source.result);
         told.push(format!(
             "{} {how}: {}: {}",
             source.source, check.name, check.actual
         ));
     }
     told.join("; ")
+}
+
+fn in_words(outcome: drill::Outcome) -> &'static str {
+    match outcome {
+        drill::Outcome::Passed => "passed",
+        drill::Outcome::Failed => "failed",
+        drill::Outcome::CouldNotRun => "could not run",
+    }
 }
 
 /// What a verification found, in a sentence.

@@ -11,7 +11,9 @@ use crate::state::last::LastRun;
 use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
 
-pub use drills::{Coverage, DrillReport, EvidenceReport, ListedEvidence, MonthReport, SourceDrill};
+pub use drills::{
+    Coverage, DrillReport, EvidenceList, EvidenceReport, ListedEvidence, MonthReport, SourceDrill,
+};
 
 /// A failure inside a document.
 #[derive(Clone, Debug, Serialize)]
@@ -138,6 +140,8 @@ pub struct RunReport {
 pub struct ListReport {
     /// The sources.
     pub sources: Vec<ListedSource>,
+    /// What the operator should know of what drills proved.
+    pub warnings: Vec<String>,
 }
 
 /// A source in `list`.
@@ -434,8 +438,10 @@ pub struct StatusReport {
     pub sentence: String,
     /// The sources, worst first.
     pub sources: Vec<SourceStatus>,
-    /// What the daemon's own tasks (`prune`, `verify`) failed of, a sentence each.
+    /// What the daemon's own tasks (`prune`, `verify`) failed of, and why it can not be told what drills proved, a sentence each.
     pub problems: Vec<String>,
+    /// What the operator should know, and what misses no objective.
+    pub warnings: Vec<String>,
 }
 
 /// A source in `status`.

@@ -300,7 +300,10 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         warnings.push(format!("point {run} is nearer and is passed over: {reason}"));
     }
     warnings.extend(nearer_expired(&catalog, goal, Some(plan.at)));
-    let commit = catalog.points[&plan.run].commit.clone();
+    let (commit, digest) = (
+        catalog.points[&plan.run].commit.clone(),
+        catalog.points[&plan.run].digest,
+    );
     let age = age(&commit, now);
     let latest = goal == Goal::Latest;
     // Nothing newer can be had: there is no gap to refuse, only an age to tell.
@@ -319,8 +322,9 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         ));
     }
     // Neither damage of the evidence nor its absence is in the way of a restore.
-    let (proven, why) = evidence::proven_or_why(session, &repository).await;
-    warnings.extend(why);
+    let told = evidence::told(session, &repository).await;
+    warnings.extend(told.problems);
+    warnings.extend(told.warnings);
     let report = RestoreReport {
         source: source.clone(),
         requested,
@@ -340,7 +344,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         differences: Vec::new(),
         warnings,
         next_steps: Vec::new(),
-        drilled: proven.get(&(source.clone(), plan.run)).cloned(),
+        drilled: told.proven.point(source, plan.run, digest).cloned(),
         error: None,
     };
     Ok(Planned {

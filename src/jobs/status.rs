@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::Session;
-use super::evidence;
+use super::evidence::{self, Proven};
 use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
@@ -25,13 +25,10 @@ use crate::types::SourceName;
 pub async fn status(session: &Session) -> Result<StatusReport> {
     let repository = session.open(Role::Writer).await?;
     let now = session.world.clock.now();
-    let (proven, why) = evidence::proven_or_why(session, &repository).await;
+    let told = evidence::told(session, &repository).await;
     let mut sources = Vec::new();
     for (name, policy) in &session.policy.sources {
-        let mut source = source_status(session, &repository, name, policy, now).await?;
-        let own = proven.iter().filter(|((of, _), _)| of == name);
-        source.last_drill = own.map(|(_, drilled)| drilled.clone()).max_by_key(|d| d.at);
-        sources.push(source);
+        sources.push(source_status(session, &repository, name, policy, now, &told.proven).await?);
     }
     let worst = |s: &SourceStatus| {
         (
@@ -41,7 +38,7 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
     };
     sources.sort_by_key(worst);
     let mut problems = tasks(session);
-    problems.extend(why.map(|why| format!("But {why}")));
+    problems.extend(told.problems.into_iter().map(|why| format!("But {why}")));
     let also = match problems.as_slice() {
         [] => String::new(),
         some => format!(" {}.", some.join(". ")),
@@ -75,6 +72,7 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         sentence: sentence + &also,
         sources,
         problems,
+        warnings: told.warnings,
     })
 }
 
@@ -108,6 +106,7 @@ async fn source_status(
     name: &SourceName,
     policy: &SourcePolicy,
     now: DateTime<Utc>,
+    proven: &Proven,
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
     let mut problems = Vec::new();
@@ -188,7 +187,7 @@ async fn source_status(
         rpo_seconds: age,
         rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
         last_run,
-        last_drill: None,
+        last_drill: proven.last(name, &catalog).cloned(),
         problems,
     })
 }

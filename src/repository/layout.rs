@@ -110,7 +110,8 @@ pub fn evidence(id: Ulid) -> Key {
 /// The id in a key of evidence.
 pub fn evidence_id(key: &Key) -> Option<Ulid> {
     let id = key.as_str().strip_prefix("evidence/")?.strip_suffix(".json")?;
-    id.parse().ok()
+    // Ids are read in small letters too; a name has one spelling.
+    id.parse().ok().filter(|id| evidence(*id) == *key)
 }
 /// Small objects by which a store's abilities are found out.
 pub fn probe_prefix(id: Ulid) -> String {

@@ -1,11 +1,13 @@
 //! Values with a meaning: ids, names, digests, sizes. A wrong mix does not compile.
 
+mod evidence;
 mod finding;
 mod ids;
 mod key;
 mod unit_name;
 mod written;
 
+pub use evidence::EvidenceRef;
 pub use finding::{Finding, Level};
 pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName, hex, unhex};
 pub use key::Key;

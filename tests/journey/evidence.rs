@@ -88,7 +88,7 @@ async fn retention_keeps_the_newest_point_that_was_proven() {
         kept[0]["reasons"].to_string().contains("newest proven"),
         "{pruned}"
     );
-    // Evidence that can not be read: nothing is expired.
+    // Evidence that this host knows, and that is another now: nothing is expired.
     let evidence = std::fs::read_dir(site.path("repository/evidence"))
         .unwrap()
         .next()
@@ -147,7 +147,7 @@ async fn the_daemon_drills_on_schedule_and_says_how_it_went() {
 }
 
 /// What the daemon answers to who knows the token.
-fn answer(port: u16, path: &str) -> String {
+pub fn answer(port: u16, path: &str) -> String {
     use std::io::Write as _;
     let ask = || -> std::io::Result<String> {
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;

@@ -11,12 +11,13 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
+use super::evidence;
 use super::prune;
 use super::report::{DrillReport, SourceDrill};
 use super::session::Role;
 use super::verify::verify_point;
 use crate::drill::{self, Candidate, Check, Level, Outcome, Select};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::policy::DrillPolicy;
 use crate::repository::Repository;
 use crate::repository::catalog::{Catalog, Point};
@@ -52,10 +53,10 @@ pub fn asked<'a>(session: &'a Session, name: Option<&str>) -> Result<Vec<(&'a st
     }
 }
 
-/// Carries a drill out. What it finds is in the report; also that it could not run.
+/// Carries a drill out. What it finds is in the report; also that it could not run, or was interrupted.
 ///
 /// # Errors
-/// It was interrupted; the state directory can not be used.
+/// The state directory can not be used.
 pub async fn drill(session: &Session, name: &str, policy: &DrillPolicy) -> Result<DrillReport> {
     let state = StateDir::open(&session.policy.state_dir)?;
     for left in drills::sweep(&state, session.world.clock.now())? {
@@ -65,7 +66,7 @@ pub async fn drill(session: &Session, name: &str, policy: &DrillPolicy) -> Resul
     let begun = session.world.clock.since_boot();
     let mut sources = Vec::new();
     for source in &policy.sources {
-        sources.push(of_source(session, &state, policy, source).await?);
+        sources.push(of_source(session, &state, policy, source).await);
     }
     Ok(DrillReport {
         drill: name.to_owned(),
@@ -76,7 +77,9 @@ pub async fn drill(session: &Session, name: &str, policy: &DrillPolicy) -> Resul
         at: started,
         seconds: (session.world.clock.since_boot() - begun).as_secs_f64(),
         sources,
+        interrupted: session.cancel.is_cancelled(),
         evidence: None,
+        error: None,
         warnings: Vec::new(),
     })
 }
@@ -87,37 +90,39 @@ async fn of_source(
     state: &StateDir,
     policy: &DrillPolicy,
     source: &SourceName,
-) -> Result<SourceDrill> {
+) -> SourceDrill {
     let begun = session.world.clock.since_boot();
     let mut report = SourceDrill::new(source.clone());
-    let limited = async {
-        match work(session, state, policy, source, &mut report).await {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == Kind::Interrupted && session.cancel.is_cancelled() => Err(e),
-            Err(e) => {
+    let done = if session.cancel.is_cancelled() {
+        Ok(())
+    } else {
+        work(session, state, policy, source, &mut report).await
+    };
+    if session.cancel.is_cancelled() {
+        // Whatever went wrong after a signal is the signal's doing; what was found before it stands.
+        let why = "somebody stopped the drill";
+        // No level stands on a check that was not made.
+        for own in policy.checks.iter().filter(|c| c.source == *source) {
+            if !report.checks.iter().any(|c| c.name == own.name) {
                 report
                     .checks
-                    .push(Check::could_not_run("the drill", None, told(&e)));
-                Ok(())
+                    .push(Check::could_not_run(&own.name, Some(Level::Own), why));
             }
         }
-    };
-    limited.await?;
+        report.checks.push(Check::could_not_run("interrupted", None, why));
+    } else if let Err(e) = done {
+        let (result, expected) = (Outcome::CouldNotRun, "it can be looked at");
+        report
+            .checks
+            .push(Check::of_error("the drill", None, result, expected, &e));
+    }
     report.level = drill::reached(&report.checks).map(Level::number);
     report.result = drill::outcome(&report.checks);
     report.seconds = (session.world.clock.since_boot() - begun).as_secs_f64();
     let unlooked = std::mem::take(&mut report.not_tested);
     report.not_tested = not_tested(&report.checks);
     report.not_tested.extend(unlooked);
-    Ok(report)
-}
-
-/// An error with its hint, as the actual of a check.
-fn told(e: &Error) -> String {
-    match e.hint_text() {
-        Some(hint) => format!("{} ({hint})", e.chain()),
-        None => e.chain(),
-    }
+    report
 }
 
 /// Levels of which no check was made.
@@ -218,6 +223,7 @@ async fn choose<'a>(
         return Ok(None);
     };
     report.run = Some(chosen.run);
+    report.commit = catalog.points.get(&chosen.run).map(|point| point.digest);
     report.restored_to = Some(chosen.at);
     reason.clone_into(&mut report.reason);
     Ok(catalog.points.get(&chosen.run))
@@ -237,7 +243,10 @@ async fn expiring(
     };
     let broken = repository.broken(source, catalog).await?;
     let ahead = TimeDelta::from_std(policy.window.unwrap_or(SOON)).unwrap_or_default();
-    let proven = prune::proven(session, repository, source).await?;
+    let proven = evidence::told(session, repository)
+        .await
+        .proven
+        .points(source, catalog);
     let zone = session.policy.timezone;
     let decisions = prune::decide(catalog, &broken, &proven, of_source, zone, now + ahead)?;
     let goes = decisions.into_iter().filter(|d| !d.kept());

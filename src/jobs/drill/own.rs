@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::Session;
-use super::told;
-use crate::drill::{Check, Level};
+use crate::drill::{Check, Level, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::policy::{DrillPolicy, UserCheck, UserCheckKind};
 use crate::sandbox::Program;
@@ -58,11 +57,12 @@ pub async fn carry_out(
     match done {
         Ok(done) => Ok(done),
         Err(e) if e.kind() == Kind::Interrupted => Err(e),
-        Err(e) => Ok(Check::failed(
+        Err(e) => Ok(Check::of_error(
             &check.name,
-            Level::Own,
+            Some(Level::Own),
+            Outcome::Failed,
             wanted(&check.what),
-            told(&e),
+            &e,
         )),
     }
 }

@@ -11,7 +11,7 @@ use super::super::outline::outline;
 use super::super::report::SourceDrill;
 use super::super::restore::{self, Aim, Request};
 use super::super::{Session, restore as restores};
-use super::{own, told, users};
+use super::{own, users};
 use crate::drill::{Check, Level, Outcome};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::policy::{DrillPolicy, SourceKind, UserCheck};
@@ -254,11 +254,12 @@ impl Work<'_> {
         let opened = match opened {
             Ok(opened) => opened,
             Err(e) if e.kind() == Kind::Damaged => {
-                report.checks.push(Check::failed(
+                report.checks.push(Check::of_error(
                     "everything decodes",
-                    Level::Content,
+                    Some(Level::Content),
+                    Outcome::Failed,
                     "its manifest opens",
-                    e.chain(),
+                    &e,
                 ));
                 return Ok(());
             }
@@ -376,15 +377,18 @@ impl Work<'_> {
 
     /// What a restore that failed says of the levels: of damage, of what is missing here, or of the point itself.
     async fn restore_failed(&self, e: &Error, opened: &OpenPoint, report: &mut SourceDrill) -> Result<()> {
-        let failed = |name: &str, level| Check::failed(name, level, "without an error", told(e));
+        let failed =
+            |name: &str, level| Check::of_error(name, Some(level), Outcome::Failed, "without an error", e);
         match e.kind() {
             Kind::Damaged => report.checks.push(failed("everything decodes", Level::Content)),
             // Refused before anything was written: an extension, a client program.
             Kind::Usage | Kind::DrillCouldNotRun | Kind::NoIdentity => {
-                report.checks.push(Check::could_not_run(
+                report.checks.push(Check::of_error(
                     "it is restored",
                     Some(Level::Restored),
-                    told(e),
+                    Outcome::CouldNotRun,
+                    "it can be looked at",
+                    e,
                 ));
             }
             _ => {
@@ -393,11 +397,12 @@ impl Work<'_> {
                         Check::passed("everything decodes", Level::Content, format!("{bytes} bytes"))
                     }
                     Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                    Err(e) => Check::failed(
+                    Err(e) => Check::of_error(
                         "everything decodes",
-                        Level::Content,
+                        Some(Level::Content),
+                        Outcome::Failed,
                         "without an error",
-                        e.chain(),
+                        &e,
                     ),
                 });
                 report.checks.push(failed("it is restored", Level::Restored));

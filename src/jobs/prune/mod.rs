@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 
 use super::Session;
+use super::evidence::Proven;
 use super::report::{Expired, Kept, PruneReport, Undone};
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
@@ -45,6 +46,9 @@ async fn prune_all(session: &Session, dry_run: bool) -> Result<PruneReport> {
         dry_run,
         ..PruneReport::default()
     };
+    // Evidence that can not be read, or that is missing: nothing is expired.
+    let (proven, warnings) = super::evidence::settled(session, &repository).await?;
+    report.warnings.extend(warnings);
     let mut failed = Vec::new();
     for source in repository.sources().await? {
         let Some(policy) = session.policy.sources.get(&source) else {
@@ -53,7 +57,7 @@ async fn prune_all(session: &Session, dry_run: bool) -> Result<PruneReport> {
             ));
             continue;
         };
-        if let Err(e) = prune_source(session, &repository, &source, policy, &mut report).await {
+        if let Err(e) = prune_source(session, &repository, &source, policy, &proven, &mut report).await {
             if e.kind() == Kind::Interrupted {
                 return Err(e);
             }
@@ -84,13 +88,13 @@ async fn prune_source(
     repository: &Repository,
     source: &SourceName,
     policy: &SourcePolicy,
+    proven: &Proven,
     report: &mut PruneReport,
 ) -> Result<()> {
     let catalog = repository.catalog(source).await?;
     let now = repository.store().now().await?;
     let broken = repository.broken(source, &catalog).await?;
-    // Unreadable evidence: nothing is expired.
-    let proven = proven(session, repository, source).await?;
+    let proven = proven.points(source, &catalog);
     let decisions = decide(&catalog, &broken, &proven, policy, session.policy.timezone, now)?;
     let grace = grace(session);
     let (mut expire, mut kept_again) = (Vec::new(), Vec::new());
@@ -238,17 +242,6 @@ pub(super) fn decide(
         .collect();
     let rules = policy.retention.as_ref().map(|(_, rules)| rules);
     Ok(retention::plan(&points, rules, zone, now))
-}
-
-/// The points of a source that drills proved.
-pub(super) async fn proven(
-    session: &Session,
-    repository: &Repository,
-    source: &SourceName,
-) -> Result<BTreeSet<RunId>> {
-    let all = super::evidence::proven(session, repository).await?;
-    let own = all.into_keys().filter(|(of, _)| of == source);
-    Ok(own.map(|(_, run)| run).collect())
 }
 
 fn grace(session: &Session) -> TimeDelta {

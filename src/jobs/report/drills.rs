@@ -3,8 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::Failure;
 use crate::drill::{Check, Outcome};
-use crate::types::{RunId, SourceName};
+use crate::repository::evidence::Aside;
+use crate::types::{Digest, RunId, SourceName};
 
 /// `drill`
 #[derive(Clone, Debug, Serialize)]
@@ -25,10 +27,29 @@ pub struct DrillReport {
     pub seconds: f64,
     /// Its sources.
     pub sources: Vec<SourceDrill>,
-    /// The key of its evidence.
+    /// Somebody stopped it; what it found until then is here.
+    pub interrupted: bool,
+    /// The key of its evidence; where the repository could not be written, the file that holds it.
     pub evidence: Option<String>,
+    /// Why its evidence could be kept nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
     /// What the operator should know.
     pub warnings: Vec<String>,
+}
+
+impl DrillReport {
+    /// Without what servers and programs said, which may hold rows of users' data: for what is kept.
+    #[must_use]
+    pub fn without_details(&self) -> Self {
+        let mut report = self.clone();
+        for source in &mut report.sources {
+            for check in &mut source.checks {
+                check.detail = None;
+            }
+        }
+        report
+    }
 }
 
 /// A source's part in a drill.
@@ -44,6 +65,9 @@ pub struct SourceDrill {
     pub repository: Option<String>,
     /// The point that was restored.
     pub run: Option<RunId>,
+    /// Digest of its commit, which is the subject of the evidence.
+    #[serde(skip)]
+    pub commit: Option<Digest>,
     /// Why that one.
     pub reason: String,
     /// The instant that the point restores to.
@@ -83,6 +107,7 @@ impl SourceDrill {
             level: None,
             repository: None,
             run: None,
+            commit: None,
             reason: String::new(),
             restored_to: None,
             rto_seconds: None,
@@ -101,11 +126,26 @@ impl SourceDrill {
     }
 }
 
+/// `evidence list`
+#[derive(Clone, Debug, Serialize)]
+pub struct EvidenceList {
+    /// In the order of the chain.
+    pub evidence: Vec<ListedEvidence>,
+    /// What is among it and is no evidence.
+    pub put_aside: Vec<Aside>,
+    /// What is missing or was changed, a sentence each.
+    pub problems: Vec<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
 /// A line of `evidence list`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ListedEvidence {
     /// Its id.
     pub id: String,
+    /// Its place in the chain.
+    pub number: u64,
     /// When the drill began.
     pub at: Option<DateTime<Utc>>,
     /// `[drill.NAME]`
@@ -118,6 +158,8 @@ pub struct ListedEvidence {
     pub sources: Vec<String>,
     /// It has a signature; whose, `evidence verify` tells.
     pub signed: bool,
+    /// It is not in the repository yet, but in the state directory of this host.
+    pub here: bool,
 }
 
 /// `evidence verify`
@@ -133,6 +175,12 @@ pub struct EvidenceReport {
     pub signatures_checked: bool,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
+    /// What is no evidence, and why.
+    pub put_aside: Vec<Aside>,
+    /// How much of that has not even the name of evidence.
+    pub passed_over: usize,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
 }
 
 /// `evidence report`: what a month's drills proved, and of what nothing is proven.
@@ -148,6 +196,8 @@ pub struct MonthReport {
     pub sources: Vec<Coverage>,
     /// What is wrong with the chain of all evidence, a sentence each.
     pub problems: Vec<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
     /// The policy's key was compared with the signatures.
     pub signatures_checked: bool,
 }

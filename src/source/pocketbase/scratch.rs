@@ -321,11 +321,12 @@ impl ScratchTarget for PocketBaseScratch {
                 ));
             }
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-            Err(e) => checks.push(Check::failed(
+            Err(e) => checks.push(Check::of_error(
                 "PocketBase boots",
-                Level::Application,
+                Some(Level::Application),
+                Outcome::Failed,
                 "it answers",
-                e.chain(),
+                &e,
             )),
         }
         Ok(checks)

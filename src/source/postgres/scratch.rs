@@ -203,7 +203,7 @@ impl PostgresScratch {
     }
 
     /// What the restored cluster is compared with.
-    pub(super) fn expect(&mut self, recorded: Recorded) {
+    pub(super) fn compare_with(&mut self, recorded: Recorded) {
         self.recorded = Some(recorded);
     }
 

@@ -126,7 +126,7 @@ impl Restorer for LogicalRestorer {
         let databases = cluster.databases.into_iter().map(|d| d.name).collect();
         let backed_up = cluster.system_identifier.as_deref();
         let mut started = PostgresScratch::start(context, plan, major, databases, backed_up, clients).await?;
-        started.expect(recorded);
+        started.compare_with(recorded);
         Ok(Box::new(started))
     }
 

@@ -3,12 +3,28 @@
 use std::collections::BTreeMap;
 
 use super::{NAMED, PostgresScratch};
-use crate::drill::{Check, Level};
-use crate::error::{Kind, Result};
+use crate::drill::{Check, Level, Outcome};
+use crate::error::{Error, Kind, Result};
 use crate::source::Context;
 use crate::source::postgres::client;
 use crate::source::postgres::connect::{Session, value};
 use crate::source::postgres::quote::ident;
+
+/// What is wrong, for everybody; and what the server said, which may hold rows.
+#[derive(Default)]
+struct Problems {
+    names: Vec<String>,
+    details: Vec<String>,
+}
+
+impl Problems {
+    fn push(&mut self, name: String, error: &Error) {
+        if self.details.len() < NAMED {
+            self.details.push(format!("{name}: {}", error.chain()));
+        }
+        self.names.push(name);
+    }
+}
 
 impl PostgresScratch {
     /// amcheck of every index and every table of a database: Postgres' documentation, appendix F, "amcheck".
@@ -24,18 +40,17 @@ impl PostgresScratch {
         let install = "SET session_replication_role = replica; CREATE EXTENSION IF NOT EXISTS amcheck WITH SCHEMA pg_catalog";
         if let Err(e) = session.run("install amcheck", install).await {
             let why = format!(
-                "{}; install the contrib package of PostgreSQL {}",
-                e.chain(),
+                "amcheck is not here: install the contrib package of PostgreSQL {}",
                 self.server.major
             );
-            checks.push(Check::could_not_run(name, Some(Level::Application), why));
+            checks.push(Check::could_not_run(name, Some(Level::Application), why).with_detail(e.chain()));
             return Ok(());
         }
         let sql = "SELECT c.oid::int8, n.nspname::text, c.relname::text FROM pg_class c
              JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
              JOIN pg_am a ON a.oid = c.relam
              WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND c.relpersistence <> 't'";
-        let mut problems = Vec::new();
+        let mut problems = Problems::default();
         let rows = session
             .rows_unless(&context.cancel, "list the indexes", sql)
             .await?;
@@ -47,7 +62,7 @@ impl PostgresScratch {
             match session.rows_unless(&context.cancel, "check an index", &sql).await {
                 Ok(_) => {}
                 Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                Err(e) => problems.push(format!("{schema}.{index}: {}", e.chain())),
+                Err(e) => problems.push(format!("{schema}.{index}"), &e),
             }
         }
         self.other_indexes(context, database, &session, &mut problems)
@@ -65,23 +80,26 @@ impl PostgresScratch {
                     for row in rows {
                         let (schema, table, said): (String, String, String) =
                             (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
-                        problems.push(format!("{schema}.{table}: {said}"));
+                        problems.names.push(format!("{schema}.{table}: {said}"));
                     }
                 }
                 Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                Err(e) => problems.push(e.chain()),
+                Err(e) => problems.push("not every table can be looked at".to_owned(), &e),
             }
             let sql =
                 "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 't') AND relpersistence <> 't'";
             tables = value::<i64>(&session.row("count the tables", sql, &[]).await?, 0)?;
         }
         session.close().await;
-        checks.push(judged(
-            name,
-            Level::Application,
-            &problems,
-            format!("{indexes} indexes and {tables} tables are sound"),
-        ));
+        checks.push(
+            judged(
+                name,
+                Level::Application,
+                &problems.names,
+                format!("{indexes} indexes and {tables} tables are sound"),
+            )
+            .with_detail(problems.details.join("; ")),
+        );
         Ok(())
     }
 
@@ -96,7 +114,13 @@ impl PostgresScratch {
         let clients = match client::for_dump(&self.clients, self.server.major) {
             Ok(clients) => clients,
             Err(e) => {
-                checks.push(Check::could_not_run(name, Some(Level::Application), e.chain()));
+                checks.push(Check::of_error(
+                    name,
+                    Some(Level::Application),
+                    Outcome::CouldNotRun,
+                    "it can be looked at",
+                    &e,
+                ));
                 return Ok(());
             }
         };
@@ -113,11 +137,12 @@ impl PostgresScratch {
         match running.finish().await {
             Ok(_) => checks.push(Check::passed(name, Level::Application, "everything is read")),
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-            Err(e) => checks.push(Check::failed(
+            Err(e) => checks.push(Check::of_error(
                 name,
-                Level::Application,
+                Some(Level::Application),
+                Outcome::Failed,
                 "everything is read",
-                e.chain(),
+                &e,
             )),
         }
         Ok(())
@@ -129,7 +154,7 @@ impl PostgresScratch {
         context: &Context,
         database: &str,
         session: &Session,
-        problems: &mut Vec<String>,
+        problems: &mut Problems,
     ) -> Result<()> {
         let sql = "SELECT c.oid::int8, n.nspname::text, c.relname::text, a.amname::text,
                  a.amname = 'gin' AND to_regprocedure('pg_catalog.gin_index_check(regclass)') IS NOT NULL
@@ -151,7 +176,7 @@ impl PostgresScratch {
             match session.rows_unless(&context.cancel, "check an index", &sql).await {
                 Ok(_) => {}
                 Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                Err(e) => problems.push(format!("{schema}.{index}: {}", e.chain())),
+                Err(e) => problems.push(format!("{schema}.{index}"), &e),
             }
         }
         if !kinds.is_empty() {
