@@ -1,4 +1,7 @@
-//! Drills, decided: which point is restored and why that one, which level its checks reach, what the whole comes to. Pure.
+//! Drills, decided: which point is restored and why that one, which level its checks reach, what the whole comes to, what is
+//! to be learned from it. Pure.
+
+pub mod measured;
 
 use std::time::Duration;
 

@@ -12,6 +12,7 @@ use super::Session;
 use super::report::{Coverage, DrillReport, Drilled, EvidenceReport, ListedEvidence, MonthReport};
 use super::session::Role;
 use crate::drill::Outcome;
+use crate::drill::measured::Timed;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::repository::evidence::{self, Evidence, Previous, PublicKey, SigningKey};
 use crate::repository::{Repository, layout};
@@ -244,7 +245,8 @@ pub async fn proven(
                 at,
             );
             if let (true, (Some(source), Some(run), Some(level), Some(at))) = (passed, known) {
-                proven.insert((source, run), Drilled { at, level });
+                let timed = Timed::read(report, of_source);
+                proven.insert((source, run), Drilled { at, level, timed });
             }
         }
     }

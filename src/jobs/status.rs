@@ -7,16 +7,17 @@ use chrono::{DateTime, Utc};
 use super::Session;
 use super::evidence;
 use super::last;
-use super::report::{SourceStatus, StatusReport};
+use super::report::{Drilled, SourceStatus, StatusReport};
 use super::session::Role;
 use super::timetable;
+use crate::drill::measured::{Prediction, predict};
 use crate::error::Result;
 use crate::policy::SourcePolicy;
 use crate::repository::Repository;
 use crate::schedule::Schedule;
 use crate::state::ledger::points::FUTURE;
 use crate::state::ledger::{Ledger, Outcome};
-use crate::types::SourceName;
+use crate::types::{SourceName, about};
 
 /// One sentence, then a line per source.
 ///
@@ -28,10 +29,9 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
     let (proven, why) = evidence::proven_or_why(session, &repository).await;
     let mut sources = Vec::new();
     for (name, policy) in &session.policy.sources {
-        let mut source = source_status(session, &repository, name, policy, now).await?;
         let own = proven.iter().filter(|((of, _), _)| of == name);
-        source.last_drill = own.map(|(_, drilled)| drilled.clone()).max_by_key(|d| d.at);
-        sources.push(source);
+        let drilled: Vec<&Drilled> = own.map(|(_, drilled)| drilled).collect();
+        sources.push(source_status(session, &repository, name, policy, &drilled, now).await?);
     }
     let worst = |s: &SourceStatus| {
         (
@@ -107,6 +107,7 @@ async fn source_status(
     repository: &Repository,
     name: &SourceName,
     policy: &SourcePolicy,
+    drilled: &[&Drilled],
     now: DateTime<Utc>,
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
@@ -137,7 +138,7 @@ async fn source_status(
         if damaged {
             damaged_points.push(point.commit.run);
         } else {
-            newest = newest.max(Some(point.commit.taken()));
+            newest = newest.max(Some((point.commit.taken(), point.commit.bytes.content)));
             ahead += usize::from(point.commit.at > now + FUTURE);
             newest_finished = newest_finished.max(Some(point.commit.finished));
         }
@@ -171,6 +172,11 @@ async fn source_status(
     if repository.object_lock().is_some() {
         problems.extend(unlocked(repository, name, &catalog).await?);
     }
+    let (newest, bytes) = newest.unzip();
+    let timed = drilled.iter().filter_map(|d| Some((d.at, d.timed.as_ref()?)));
+    let predicted = bytes.and_then(|bytes| predict(timed, bytes));
+    let rto = policy.objective.rto.map(|d| d.as_secs_f64());
+    problems.extend(predicted.as_ref().zip(rto).and_then(too_slow));
     let objective = objective(policy, now);
     let age = newest.map(|at| ((now - at).num_milliseconds() as f64 / 1000.0).max(0.0));
     match (age, objective) {
@@ -188,8 +194,23 @@ async fn source_status(
         rpo_seconds: age,
         rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
         last_run,
-        last_drill: None,
+        last_drill: drilled.iter().max_by_key(|d| d.at).copied().cloned(),
+        predicted_restore_seconds: predicted.as_ref().map(|p| p.seconds),
+        predicted_by: predicted,
+        rto_objective_seconds: rto,
         problems,
+    })
+}
+
+/// A restore that would take longer than its objective.
+fn too_slow((predicted, rto): (&Prediction, f64)) -> Option<String> {
+    (predicted.seconds > rto).then(|| {
+        format!(
+            "a restore takes about {}, as measured by the drill of {}; the objective is {}",
+            about(predicted.seconds),
+            predicted.at.format("%Y-%m-%d %H:%M:%SZ"),
+            words(rto)
+        )
     })
 }
 
