@@ -19,6 +19,7 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
     for (name, policy) in jobs::drill::asked(&session, args.name.as_deref())? {
         let mut report = jobs::drill::drill(&session, name, policy).await?;
         jobs::evidence::keep(&session, &mut report).await?;
+        surroundings.touch(&session);
         reports.push(report);
     }
     surroundings.printer.bars().finish();

@@ -79,6 +79,8 @@ pub struct Ended {
     pub again: bool,
     /// Somebody runs this source by hand: it is waited for, and no try has failed.
     pub busy: bool,
+    /// In which of several ways it is not well; empty, where there is one only.
+    pub what: &'static str,
 }
 
 impl Ended {
@@ -89,6 +91,7 @@ impl Ended {
             error,
             again: false,
             busy: false,
+            what: "",
         }
     }
     /// It failed.
@@ -178,7 +181,10 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                 );
                 match report.result {
                     drill::Outcome::Passed => Ended::done(None),
-                    _ => Ended::failed(not_proven(&report)),
+                    how => Ended {
+                        what: how.name(),
+                        ..Ended::failed(not_proven(&report))
+                    },
                 }
             }
             Err(e) => Ended::of(&e),

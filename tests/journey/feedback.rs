@@ -1,9 +1,12 @@
 //! What drills teach: how long a restore takes, which key opens what, and what the daemon shows and tells of them.
 
+use std::process::Child;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::drills::{command, drill, edit, of, site};
-use crate::harness;
+use crate::harness::{self, poll};
 use crate::site::Site;
 
 /// The rate of the evidence: bytes and seconds of a source's restore.
@@ -91,4 +94,106 @@ async fn status_predicts_a_restore_of_todays_size_at_the_rate_that_drills_measur
     assert_eq!(drill(&site, "weekly").0, 23);
     let by = of(&status(&site).1, "orders")["predicted_by"].clone();
     assert_eq!(by["at"], report["at"], "{by}");
+}
+
+/// A daemon that answers on a port.
+struct Daemon {
+    child: Child,
+    port: u16,
+}
+
+impl Daemon {
+    fn start(site: &Site, port: u16) -> Self {
+        let mut daemon = command(site, &["daemon"]);
+        let child = daemon.env("T_TOKEN", "open sesame").spawn().unwrap();
+        Self { child, port }
+    }
+
+    /// What a path answers, once it holds these words.
+    #[track_caller]
+    fn answers(&self, path: &str, words: &[&str]) -> String {
+        let mut last = String::new();
+        let said = poll(Duration::from_secs(30), || {
+            last = answer(self.port, path);
+            words.iter().all(|word| last.contains(word)).then(|| last.clone())
+        });
+        said.unwrap_or_else(|| panic!("{path} never holds {words:?}: {last}"))
+    }
+
+    fn stop(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // One that was stopped is gone already; a test that failed leaves none.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_and_metrics_say_which_source_is_proven_when_and_at_which_level() {
+    let site = site(
+        "[drill.app]\nsources = [\"app\"]\nschedule = \"0 5 * * 0\"\n\n[drill.orders]\nsources = [\"orders\"]\n",
+    )
+    .await;
+    let port = harness::free_port();
+    edit(&site, |policy| {
+        format!("{policy}\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n")
+    });
+    let (code, report) = drill(&site, "app");
+    assert_eq!(code, 0, "{report:#}");
+    let seconds = of(&report, "app")["rto_seconds"].as_f64().unwrap();
+    let begun: chrono::DateTime<chrono::Utc> = report["at"].as_str().unwrap().parse().unwrap();
+    let success = format!(
+        "lifeboat_drill_last_success_timestamp_seconds{{source=\"app\"}} {}",
+        begun.timestamp_millis() as f64 / 1000.0
+    );
+    let daemon = Daemon::start(&site, port);
+    let metrics = daemon.answers("/metrics", &[&success]);
+    for line in [
+        "lifeboat_drill_last_level{source=\"app\"} 6".to_owned(),
+        format!("lifeboat_drill_restore_seconds{{source=\"app\"}} {seconds}"),
+        "lifeboat_drill_interval_seconds{source=\"app\"} 604800".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
+    }
+    // What was never proven has no time of it, and what no schedule drills is not waited for.
+    assert!(!metrics.contains("lifeboat_drill_last_success_timestamp_seconds{source=\"orders\"}"));
+    assert!(!metrics.contains("lifeboat_drill_interval_seconds{source=\"orders\"}"));
+    daemon.answers("/", &["proven at level 6, ", "never proven"]);
+    daemon.answers("/sources/app", &["Drills: proven at level 6, "]);
+    daemon.answers("/sources/orders", &["Drills: never proven"]);
+    // A drill by hand is seen within seconds.
+    assert_eq!(drill(&site, "orders").0, 0);
+    daemon.answers("/sources/orders", &["Drills: proven at level 6, "]);
+    // It is remembered: also by a daemon that can not ask.
+    daemon.stop();
+    std::fs::rename(site.path("repository"), site.path("away")).unwrap();
+    let daemon = Daemon::start(&site, port);
+    daemon.answers("/", &["What drills proved can not be told: "]);
+    daemon.answers("/metrics", &[&success]);
+    daemon.answers("/sources/orders", &["Drills: proven at level 6, "]);
+    daemon.stop();
+}
+
+/// What the daemon answers to who knows the token.
+fn answer(port: u16, path: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let ask = || -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer open sesame\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().unwrap_or_default()
 }
