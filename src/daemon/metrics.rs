@@ -417,10 +417,8 @@ mod tests {
             "recovery_points",
             "recovery_point_oldest_timestamp_seconds",
             "backup_size_bytes",
-            "drill_last_success_timestamp_seconds",
             "drill_last_level",
             "drill_restore_seconds",
-            "drill_interval_seconds",
         ];
         let informs: BTreeSet<String> = informs.iter().map(|n| format!("lifeboat_{n}")).collect();
         let silent: Vec<_> = exposed
