@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::RunId;
 
+/// The drill of an identity that is kept elsewhere, which no policy describes.
+pub const RECOVERY_KEY: &str = "recovery-key";
+
 /// How far a drill got; each level stands on those below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {

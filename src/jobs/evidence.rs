@@ -11,8 +11,8 @@ use ulid::Ulid;
 use super::Session;
 use super::report::{Coverage, DrillReport, Drilled, EvidenceReport, ListedEvidence, MonthReport};
 use super::session::Role;
-use crate::drill::Outcome;
 use crate::drill::measured::Timed;
+use crate::drill::{Outcome, RECOVERY_KEY};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::repository::evidence::{self, Evidence, Previous, PublicKey, SigningKey};
 use crate::repository::{Repository, layout};
@@ -333,8 +333,11 @@ pub async fn month(session: &Session, month: Month) -> Result<MonthReport> {
     })
 }
 
-/// Counts what a report says of a source.
+/// Counts what a report says of a source. That a key opens it is no restore.
 fn count(coverage: &mut Coverage, report: &serde_json::Value) {
+    if report["drill"].as_str() == Some(RECOVERY_KEY) {
+        return;
+    }
     for of_source in report["sources"].as_array().into_iter().flatten() {
         if of_source["source"].as_str() != Some(coverage.source.as_str()) {
             continue;
