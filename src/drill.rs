@@ -1,4 +1,7 @@
-//! Drills, decided: which point is restored and why that one, which level its checks reach, what the whole comes to. Pure.
+//! Drills, decided: which point is restored and why that one, which level its checks reach, what the whole comes to, what is
+//! to be learned from it. Pure.
+
+pub mod measured;
 
 use std::time::Duration;
 
@@ -7,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::types::RunId;
+
+/// The drill of an identity that is kept elsewhere, which no policy describes.
+pub const RECOVERY_KEY: &str = "recovery-key";
 
 /// How far a drill got; each level stands on those below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

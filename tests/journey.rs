@@ -14,6 +14,8 @@ mod defects;
 mod drills;
 #[path = "journey/evidence.rs"]
 mod evidence;
+#[path = "journey/feedback.rs"]
+mod feedback;
 #[path = "journey/golden.rs"]
 mod golden;
 mod harness;

@@ -20,6 +20,7 @@ macro_rules! when {
 /// What is below the help of `drill`.
 const DRILL: &str = "Example:
   backup drill weekly
+  backup drill recovery-key --identity /media/usb/recovery.key
 
 Each source of the drill: a point is chosen and restored into a target of the drill's own, which nobody else can reach, and
 which is removed afterwards (kept for keep_failed where something failed). Levels: 0 objects present, 1 digests of objects,
@@ -29,7 +30,10 @@ runs (Postgres: everything is dumped, every index checked; PocketBase: it boots 
 Postgres needs the server programs of the point's major version (postgresql-NN), PocketBase the program pocketbase; binaries
 in the drill says where they are. As root, servers run as the user postgres, or as nobody, below TMPDIR. The evidence goes
 to evidence/ in the repository, signed by evidence.key; where that can not be written it waits in the state directory. Exit 22:
-something is not as it should be; 23: nobody knows; 1: the evidence could be kept nowhere; 130: stopped, with evidence.";
+something is not as it should be; 23: nobody knows; 1: the evidence could be kept nowhere; 130: stopped, with evidence.
+
+recovery-key is a drill without [drill.NAME]: the identity of --identity must open every generation of every source that the
+repository has. Nothing is restored. Once a year, say, with the key that is kept elsewhere.";
 
 /// What is below the help of `daemon`, and in its manual page.
 const DAEMON: &str = "Example:
@@ -342,7 +346,7 @@ pub struct VerifyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = DRILL)]
 pub struct DrillArgs {
-    /// The drill of the policy [default: all of them]
+    /// The drill of the policy, or recovery-key [default: all of the policy]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// The age identity, instead of the policy's

@@ -5,8 +5,8 @@ use chrono_tz::Tz;
 use super::Surroundings;
 use super::args::DrillArgs;
 use super::load;
-use super::text::{clean, span, table};
-use crate::drill::{Level, Outcome};
+use super::text::{clean, count, span, table};
+use crate::drill::{Level, Outcome, RECOVERY_KEY};
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::evidence::Keeper;
@@ -16,13 +16,23 @@ use crate::jobs::report::{DrillReport, Failure, SourceDrill};
 pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> {
     let session = surroundings.session_with_identity(None, args.identity.clone())?;
     let zone = session.policy.timezone;
-    let asked = jobs::drill::asked(&session, args.name.as_deref())?;
+    let asked = match args.name.as_deref() {
+        Some(RECOVERY_KEY) => vec![(RECOVERY_KEY, None)],
+        name => {
+            let asked = jobs::drill::asked(&session, name)?.into_iter();
+            asked.map(|(name, policy)| (name, Some(policy))).collect()
+        }
+    };
     // Before anything is restored: a drill that nobody could sign is none.
     let keeper = Keeper::new(&session)?;
     let mut reports = Vec::new();
     let mut code = None;
     for (name, policy) in asked {
-        let mut report = match jobs::drill::drill(&session, name, policy).await {
+        let drilled = match policy {
+            Some(policy) => jobs::drill::drill(&session, name, policy).await,
+            None => jobs::recovery_key::drill(&session).await,
+        };
+        let mut report = match drilled {
             Ok(report) => report,
             Err(e) if reports.is_empty() => return Err(e),
             // Those before it are shown all the same.
@@ -38,6 +48,7 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
             report.error = Some(Failure::from(&e));
             code = Some(Kind::Failed.exit_code());
         }
+        surroundings.touch(&session);
         let interrupted = report.interrupted;
         reports.push(report);
         if interrupted {
@@ -110,11 +121,14 @@ fn of_source(drill: &str, source: &SourceDrill, zone: Tz) -> String {
         Outcome::Failed => "FAILED",
         Outcome::CouldNotRun => "COULD NOT RUN",
     };
-    let mut out = format!(
-        "drill {drill}: {} {how}, {}\n",
-        source.source,
+    let reached = if drill == RECOVERY_KEY {
+        let all = source.checks.iter().filter(|c| c.name.starts_with("generation "));
+        let opens = all.clone().filter(|c| c.result == Outcome::Passed).count();
+        format!("it opens {opens} of {}", count(all.count() as u64, "generation"))
+    } else {
         level(source.level)
-    );
+    };
+    let mut out = format!("drill {drill}: {} {how}, {reached}\n", source.source);
     if let (Some(run), Some(at)) = (source.run, source.restored_to) {
         out += &format!("  point {run} of {}: {}\n", load::echo(at, zone), source.reason);
     }

@@ -8,7 +8,8 @@ use super::text::{clean, point_or, span, table, utc};
 use crate::daemon::http;
 use crate::error::{Kind, Result};
 use crate::jobs;
-use crate::jobs::report::StatusReport;
+use crate::jobs::report::{SourceStatus, StatusReport};
+use crate::types::about;
 
 #[derive(Serialize)]
 struct Alive {
@@ -77,5 +78,23 @@ fn text(report: &StatusReport) -> String {
             ]
         }),
     );
+    let predicted: Vec<String> = report.sources.iter().filter_map(predicted).collect();
+    if !predicted.is_empty() {
+        out += &format!("\n{}\n", predicted.join("\n"));
+    }
     out
+}
+
+/// How long a restore of a source takes; none: no drill measured one.
+fn predicted(source: &SourceStatus) -> Option<String> {
+    let by = source.predicted_by.as_ref()?;
+    let objective = source
+        .rto_objective_seconds
+        .map_or_else(String::new, |rto| format!("; the objective is {}", span(rto)));
+    Some(format!(
+        "{}: a restore takes about {}, as measured by the drill of {}{objective}",
+        source.source,
+        about(source.predicted_restore_seconds?),
+        utc(by.at)
+    ))
 }

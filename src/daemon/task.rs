@@ -79,6 +79,8 @@ pub struct Ended {
     pub again: bool,
     /// Somebody runs this source by hand: it is waited for, and no try has failed.
     pub busy: bool,
+    /// In which of several ways it is not well; empty, where there is one only.
+    pub what: &'static str,
 }
 
 impl Ended {
@@ -89,6 +91,7 @@ impl Ended {
             error,
             again: false,
             busy: false,
+            what: "",
         }
     }
     /// It failed.
@@ -185,7 +188,10 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                     (drill::Outcome::Failed, _) => Ended::failed(not_proven(&report)),
                     _ if report.interrupted => Ended::interrupted(Some(not_proven(&report))),
                     (drill::Outcome::Passed, _) => Ended::done(None),
-                    _ => Ended::failed(not_proven(&report)),
+                    (how, _) => Ended {
+                        what: how.name(),
+                        ..Ended::failed(not_proven(&report))
+                    },
                 }
             }
             Err(e) => Ended::of(&e),

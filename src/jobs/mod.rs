@@ -14,6 +14,7 @@ pub mod list;
 pub mod notices;
 pub mod outline;
 pub mod prune;
+pub mod recovery_key;
 pub mod report;
 pub mod restore;
 pub mod session;

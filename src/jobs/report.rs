@@ -5,6 +5,7 @@ mod drills;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::drill::measured::{Prediction, Timed};
 use crate::error::Error;
 use crate::source::{Finding, Part};
 use crate::state::last::LastRun;
@@ -206,6 +207,9 @@ pub struct Drilled {
     pub at: DateTime<Utc>,
     /// Level, 0–6.
     pub level: u8,
+    /// How long its restore took.
+    #[serde(skip)]
+    pub timed: Option<Timed>,
 }
 
 /// A span of instants.
@@ -459,6 +463,12 @@ pub struct SourceStatus {
     pub last_run: Option<LastRun>,
     /// The last drill.
     pub last_drill: Option<Drilled>,
+    /// How long a restore of the newest point takes, at the rates that drills measured; none: nothing was measured.
+    pub predicted_restore_seconds: Option<f64>,
+    /// The drill that says so.
+    pub predicted_by: Option<Prediction>,
+    /// `objective.rto`
+    pub rto_objective_seconds: Option<f64>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }

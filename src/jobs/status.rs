@@ -10,13 +10,14 @@ use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
 use super::timetable;
+use crate::drill::measured::{Prediction, predict};
 use crate::error::Result;
 use crate::policy::SourcePolicy;
 use crate::repository::Repository;
 use crate::schedule::Schedule;
 use crate::state::ledger::points::FUTURE;
 use crate::state::ledger::{Ledger, Outcome};
-use crate::types::SourceName;
+use crate::types::{SourceName, about};
 
 /// One sentence, then a line per source.
 ///
@@ -28,7 +29,7 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
     let told = evidence::told(session, &repository).await;
     let mut sources = Vec::new();
     for (name, policy) in &session.policy.sources {
-        sources.push(source_status(session, &repository, name, policy, now, &told.proven).await?);
+        sources.push(source_status(session, &repository, name, policy, &told.proven, now).await?);
     }
     let worst = |s: &SourceStatus| {
         (
@@ -105,8 +106,8 @@ async fn source_status(
     repository: &Repository,
     name: &SourceName,
     policy: &SourcePolicy,
-    now: DateTime<Utc>,
     proven: &Proven,
+    now: DateTime<Utc>,
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
     let mut problems = Vec::new();
@@ -136,7 +137,7 @@ async fn source_status(
         if damaged {
             damaged_points.push(point.commit.run);
         } else {
-            newest = newest.max(Some(point.commit.taken()));
+            newest = newest.max(Some((point.commit.taken(), point.commit.bytes.content)));
             ahead += usize::from(point.commit.at > now + FUTURE);
             newest_finished = newest_finished.max(Some(point.commit.finished));
         }
@@ -170,6 +171,13 @@ async fn source_status(
     if repository.object_lock().is_some() {
         problems.extend(unlocked(repository, name, &catalog).await?);
     }
+    let (newest, bytes) = newest.unzip();
+    let timed = proven
+        .of(name)
+        .filter_map(|(_, d)| Some((d.at, d.timed.as_ref()?)));
+    let predicted = bytes.and_then(|bytes| predict(timed, bytes));
+    let rto = policy.objective.rto.map(|d| d.as_secs_f64());
+    problems.extend(predicted.as_ref().zip(rto).and_then(too_slow));
     let objective = objective(policy, now);
     let age = newest.map(|at| ((now - at).num_milliseconds() as f64 / 1000.0).max(0.0));
     match (age, objective) {
@@ -188,7 +196,22 @@ async fn source_status(
         rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
         last_run,
         last_drill: proven.last(name, &catalog).cloned(),
+        predicted_restore_seconds: predicted.as_ref().map(|p| p.seconds),
+        predicted_by: predicted,
+        rto_objective_seconds: rto,
         problems,
+    })
+}
+
+/// A restore that would take longer than its objective.
+fn too_slow((predicted, rto): (&Prediction, f64)) -> Option<String> {
+    (predicted.seconds > rto).then(|| {
+        format!(
+            "a restore takes about {}, as measured by the drill of {}; the objective is {}",
+            about(predicted.seconds),
+            predicted.at.format("%Y-%m-%d %H:%M:%SZ"),
+            words(rto)
+        )
     })
 }
 

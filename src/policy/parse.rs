@@ -14,6 +14,7 @@ use super::model::{
 };
 use super::reader::{PolicyErrors, Problem, Problems, Reader};
 use super::sources::source;
+use crate::drill::RECOVERY_KEY;
 use crate::schedule::Schedule;
 use crate::store::LockMode;
 use crate::types::SourceName;
@@ -97,7 +98,14 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
     let drills: BTreeMap<_, _> = root
         .named("drill", "drill")
         .into_iter()
-        .map(|(name, _, r)| (name, drill(&r, timezone, &names)))
+        .map(|(name, span, r)| {
+            if name == RECOVERY_KEY {
+                let hint =
+                    format!("`backup drill {RECOVERY_KEY}` needs no policy of its own: take another name");
+                r.problem_at(span, "this name is reserved", Some(hint));
+            }
+            (name, drill(&r, timezone, &names))
+        })
         .collect();
     let evidence_key = root.table("evidence", "evidence").and_then(|r| {
         let key = r.secret("key");

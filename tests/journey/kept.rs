@@ -163,7 +163,8 @@ async fn a_drill_that_nobody_can_sign_is_not_made_and_a_report_is_shown_whatever
 /// Waits until a drill's own check sleeps.
 fn until_it_waits(site: &Site) {
     let sleeps = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == "sleep\0600\0")
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split('\0').take(2).eq(["sleep", "600"]))
     };
     let there = poll(Duration::from_secs(150), || {
         processes(site).iter().any(sleeps).then_some(())

@@ -175,7 +175,7 @@ pub async fn told(session: &Session, repository: &Repository) -> Told {
     let doubt = |why: &str| format!("what drills proved can not be told for sure: {why}");
     match known(session, repository).await {
         Ok(known) => Told {
-            proven: Proven::of(&known.chain),
+            proven: Proven::told_by(&known.chain),
             problems: match known.problems() {
                 none if none.is_empty() => Vec::new(),
                 some => vec![doubt(&known::some(some))],
@@ -190,6 +190,14 @@ pub async fn told(session: &Session, repository: &Repository) -> Told {
     }
 }
 
+/// The points that drills proved, as far as the evidence that is there says.
+///
+/// # Errors
+/// The store.
+pub async fn proven(session: &Session, repository: &Repository) -> Result<Proven> {
+    Ok(Proven::told_by(&known(session, repository).await?.chain))
+}
+
 /// The points that drills proved, for who removes others: all evidence is read, and nothing of it is missing.
 ///
 /// # Errors
@@ -197,7 +205,7 @@ pub async fn told(session: &Session, repository: &Repository) -> Told {
 pub async fn settled(session: &Session, repository: &Repository) -> Result<(Proven, Vec<String>)> {
     let known = known(session, repository).await?;
     match known.problems() {
-        none if none.is_empty() => Ok((Proven::of(&known.chain), known.warnings())),
+        none if none.is_empty() => Ok((Proven::told_by(&known.chain), known.warnings())),
         some => Err(Error::damaged(format!(
             "what drills proved can not be told, and nothing expires before it can: {}",
             known::some(some)

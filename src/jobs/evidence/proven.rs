@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::super::report::Drilled;
 use crate::drill::Outcome;
+use crate::drill::measured::Timed;
 use crate::repository::catalog::Catalog;
 use crate::repository::evidence::{Chain, Evidence};
 use crate::repository::layout;
@@ -25,7 +26,7 @@ struct Proof {
 
 impl Proven {
     /// As a chain says, in its order: what failed a later drill is proven no more.
-    pub fn of(chain: &Chain) -> Self {
+    pub fn told_by(chain: &Chain) -> Self {
         let mut proven = BTreeMap::new();
         for evidence in chain.evidence() {
             let sources = evidence.report()["sources"].as_array();
@@ -52,6 +53,19 @@ impl Proven {
     pub fn point(&self, source: &SourceName, run: RunId, commit: Digest) -> Option<&Drilled> {
         let proof = self.0.get(&(source.clone(), run))?;
         (proof.commit == commit.to_string()).then_some(&proof.drilled)
+    }
+
+    /// What drills proved of a source, run by run, whatever their commits are now.
+    pub fn of<'a>(&'a self, source: &'a SourceName) -> impl Iterator<Item = (RunId, &'a Drilled)> {
+        self.0
+            .iter()
+            .filter(move |((of, _), _)| of == source)
+            .map(|((_, run), proof)| (*run, &proof.drilled))
+    }
+
+    /// Sources of which anything is proven.
+    pub fn sources(&self) -> BTreeSet<&SourceName> {
+        self.0.keys().map(|(source, _)| source).collect()
     }
 
     /// Runs of a source, whatever their commits are now.
@@ -113,7 +127,11 @@ fn proof(evidence: &Evidence, said: &Value, source: &SourceName, run: RunId) -> 
     let at = evidence.report()["at"].as_str().and_then(|at| at.parse().ok())?;
     let commit = evidence.subject(&layout::commit(source, run))?.to_owned();
     Some(Proof {
-        drilled: Drilled { at, level },
+        drilled: Drilled {
+            at,
+            level,
+            timed: Timed::read(evidence.report(), said),
+        },
         commit,
     })
 }
@@ -148,7 +166,7 @@ mod tests {
             let statement = statement(id, previous, None, subject, report).unwrap();
             all.push(Evidence::parse(&seal(&statement, None).unwrap()).unwrap());
         }
-        Proven::of(&Chain::new(all, Vec::new()))
+        Proven::told_by(&Chain::new(all, Vec::new()))
     }
 
     fn point() -> (SourceName, RunId, Digest) {
