@@ -28,7 +28,7 @@ which is removed afterwards (kept for keep_failed where something failed). Level
 runs (Postgres: everything is dumped, every index checked; PocketBase: it boots and serves every collection).
 
 Postgres needs the server programs of the point's major version (postgresql-NN), PocketBase the program pocketbase; binaries
-in the drill says where they are. As root, servers run as the user postgres, or as nobody, below TMPDIR. The evidence goes
+in the drill says where they are. They run in a sandbox: a network, processes and files of their own. The evidence goes
 to evidence/ in the repository, signed by evidence.key; where that can not be written it waits in the state directory. Exit 22:
 something is not as it should be; 23: nobody knows; 1: the evidence could be kept nowhere; 130: stopped, with evidence.
 

@@ -437,6 +437,7 @@ async fn hour(port: &mut Port) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drill_that_failed_or_could_not_run_and_the_first_pass_after_are_told_each() {
+    lifeboat::sandbox::keepers_are(env!("CARGO_BIN_EXE_backup").into());
     let app = PocketBase::start().await;
     app.create_collection("notes").await;
     let mut port = Port::new(231, "0 4 1 1 *", "");

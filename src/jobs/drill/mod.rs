@@ -93,6 +93,7 @@ async fn of_source(
 ) -> SourceDrill {
     let begun = session.world.clock.since_boot();
     let mut report = SourceDrill::new(source.clone());
+    report.begun = begun;
     let done = if session.cancel.is_cancelled() {
         Ok(())
     } else {

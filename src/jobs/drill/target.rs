@@ -355,6 +355,8 @@ impl Work<'_> {
             .push(Check::passed("it is restored", Level::Restored, size));
         facts(&restored.differences, report);
         report.checks.extend(scratch.examine(context).await?);
+        let took = self.session.world.clock.since_boot() - report.begun;
+        report.level_4_seconds = Some(took.as_secs_f64());
         let (early, late): (Vec<&UserCheck>, Vec<&UserCheck>) = self
             .policy
             .checks

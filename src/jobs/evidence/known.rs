@@ -219,7 +219,9 @@ pub async fn read(
         reading.of_here(waits, &mut known.here);
     }
     known.chain = Chain::new(reading.evidence.into_values(), reading.aside);
-    if let (Some(state), Some(_)) = (&state, repository) {
+    // Where there is none, and never was, nothing is written.
+    let any = !known.chain.evidence().is_empty() || !known.remembered.is_empty();
+    if let (Some(state), Some(_), true) = (&state, repository, any) {
         remember(session, state, &known.chain);
     }
     Ok(known)

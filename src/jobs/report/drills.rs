@@ -1,5 +1,7 @@
 //! What drills answer, and what is told of their evidence.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -74,6 +76,8 @@ pub struct SourceDrill {
     pub restored_to: Option<DateTime<Utc>>,
     /// How long the restore took, its comparison with the facts included.
     pub rto_seconds: Option<f64>,
+    /// From the beginning of the drill to the end of level 4, seconds: digests, target, restore and comparison.
+    pub level_4_seconds: Option<f64>,
     /// `objective.rto`
     pub rto_objective_seconds: Option<f64>,
     /// The age of the newest point.
@@ -96,6 +100,9 @@ pub struct SourceDrill {
     pub warnings: Vec<String>,
     /// Wall time of all of it.
     pub seconds: f64,
+    /// When it began, since boot.
+    #[serde(skip)]
+    pub begun: Duration,
 }
 
 impl SourceDrill {
@@ -111,6 +118,7 @@ impl SourceDrill {
             reason: String::new(),
             restored_to: None,
             rto_seconds: None,
+            level_4_seconds: None,
             rto_objective_seconds: None,
             rpo_seconds: None,
             rpo_objective_seconds: None,
@@ -122,6 +130,7 @@ impl SourceDrill {
             cleanup: "nothing was made".to_owned(),
             warnings: Vec::new(),
             seconds: 0.0,
+            begun: Duration::ZERO,
         }
     }
 }
