@@ -13,7 +13,12 @@ use crate::site::{Site, Store};
 
 /// A site with a point of each source, and drills.
 pub async fn site(drills: &str) -> Site {
-    let site = Site::new(Store::Directory).await;
+    site_in(Store::Directory, drills).await
+}
+
+/// The same, in a store.
+pub async fn site_in(store: Store, drills: &str) -> Site {
+    let site = Site::new(store).await;
     site.sql(
         "create table orders (id serial primary key, note text);
          insert into orders (note) select 'order ' || n from generate_series(1, 500) n;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::chain::{files, id, is_proven, previous, statements};
-use crate::drills::{command, edit, nothing_is_left, of, processes, site, verify};
+use crate::drills::{command, edit, nothing_is_left, of, processes, site, site_in, verify};
 use crate::evidence::answer;
+use crate::harness::seaweedfs::SeaweedFs;
 use crate::harness::{self, Said, poll};
 use crate::site::{Site, Store};
 
@@ -392,4 +393,88 @@ async fn a_daemon_whose_key_can_not_be_read_makes_no_drill_and_says_why() {
         "{log}"
     );
     assert!(!site.path("state/drills").exists() && files(&site.path("repository/evidence")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_elsewhere_needs_an_identity_and_credentials_that_only_read() {
+    let site = site_in(
+        Store::S3(SeaweedFs::start()),
+        "[drill.both]\nsources = [\"orders\", \"app\"]\n",
+    )
+    .await;
+    let Store::S3(weed) = &site.store else {
+        panic!("no store")
+    };
+    // Another host: nothing of the first one's state, no way to the sources, and an identity of the drill's own.
+    edit(&site, |policy| {
+        policy.replace(
+            &site.path("state").display().to_string(),
+            &site.path("runner").display().to_string(),
+        )
+    });
+    let runner = |arguments: &[&str]| {
+        let mut command = command(&site, arguments);
+        command
+            .env_remove("T_ORDERS_URL")
+            .env("LIFEBOAT_STATE", site.path("runner"))
+            .env("T_KEY_ID", &weed.reader.0)
+            .env("T_KEY", &weed.reader.1);
+        command
+    };
+    let before = objects(weed).await;
+    let said = harness::run(&mut runner(&["drill", "both"]));
+    assert_eq!((said.code, &said.json()["level"]), (0, &json!(6)), "{said}");
+    let kept = said.json()["evidence"].as_str().unwrap().to_owned();
+    assert!(
+        Path::new(&kept).starts_with(site.path("runner/evidence")),
+        "{said}"
+    );
+    // Writes are denied, and nothing was written.
+    let denied = harness::run(&mut runner(&[
+        "hold",
+        "add",
+        said.json()["sources"][0]["run"].as_str().unwrap(),
+    ]));
+    assert_ne!(denied.code, 0, "{denied}");
+    assert_eq!(objects(weed).await, before);
+    assert_eq!(verify(&site, &[&kept]).code, 0);
+}
+
+async fn objects(weed: &SeaweedFs) -> Vec<String> {
+    let listed = weed
+        .client()
+        .list_objects_v2()
+        .bucket("backups")
+        .send()
+        .await
+        .unwrap();
+    assert_ne!(listed.is_truncated(), Some(true));
+    listed
+        .contents()
+        .iter()
+        .map(|o| o.key().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_is_locked_where_points_are() {
+    let store = Store::S3(SeaweedFs::start());
+    let site = site_in(store, "[drill.app]\nsources = [\"app\"]\n").await;
+    let Store::S3(weed) = &site.store else {
+        panic!("no store")
+    };
+    weed.create_bucket("locked", true).await;
+    edit(&site, |policy| {
+        policy.replace(
+            "url = \"s3://backups/shop\"",
+            "url = \"s3://locked/shop\"\nobject_lock = { mode = \"governance\", days = 1 }",
+        )
+    });
+    site.json(&["init"]);
+    site.json(&["run", "app"]);
+    let said = harness::run(&mut command(&site, &["drill", "app"]));
+    assert_eq!(said.code, 0, "{said}");
+    let key = format!("shop/{}", said.json()["evidence"].as_str().unwrap());
+    let head = weed.client().head_object().bucket("locked").key(&key).send().await.unwrap();
+    assert!(head.object_lock_retain_until_date().is_some(), "{key}");
 }
