@@ -83,6 +83,14 @@ impl Outcome {
             Self::CouldNotRun => "could_not_run",
         }
     }
+    /// In a sentence.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::CouldNotRun => "could not run",
+        }
+    }
 }
 
 /// A check of a drill.

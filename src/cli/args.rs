@@ -349,6 +349,9 @@ pub struct DrillArgs {
     /// The drill of the policy, or recovery-key [default: all of the policy]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
+    /// Drill nothing: remove the targets of failed drills that are kept
+    #[arg(long, conflicts_with_all = ["name", "identity"])]
+    pub clean: bool,
     /// The age identity, instead of the policy's
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,

@@ -15,6 +15,20 @@ use crate::jobs::report::{DrillReport, Failure, SourceDrill};
 /// Carries drills out; exit 22 when one failed, 23 when one could not run, 1 when its evidence could be kept nowhere.
 pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> {
     let session = surroundings.session_with_identity(None, args.identity.clone())?;
+    if args.clean {
+        let removed = jobs::drill::clean(&session)?;
+        let document = serde_json::json!({"removed": removed});
+        surroundings.printer.result(&document, || {
+            let lines = removed.iter().map(|path| format!("removed {}\n", path.display()));
+            let told: String = lines.collect();
+            if told.is_empty() {
+                "nothing is kept\n".to_owned()
+            } else {
+                told
+            }
+        })?;
+        return Ok(0);
+    }
     let zone = session.policy.timezone;
     let asked = match args.name.as_deref() {
         Some(RECOVERY_KEY) => vec![(RECOVERY_KEY, None)],

@@ -6,6 +6,7 @@ use super::Surroundings;
 use super::args::StatusArgs;
 use super::text::{clean, point_or, span, table, utc};
 use crate::daemon::http;
+use crate::drill::Outcome;
 use crate::error::{Kind, Result};
 use crate::jobs;
 use crate::jobs::report::{SourceStatus, StatusReport};
@@ -71,9 +72,11 @@ fn text(report: &StatusReport) -> String {
                 point_or(s.newest_at, "none"),
                 or_none(s.rpo_seconds),
                 or_none(s.rpo_objective_seconds),
-                s.last_drill
-                    .as_ref()
-                    .map_or_else(|| "never".to_owned(), |d| utc(d.at)),
+                match (s.last_drill_at, s.last_drill_result) {
+                    (Some(at), Some(Outcome::Passed)) => utc(at),
+                    (Some(at), Some(how)) => format!("{} {}", utc(at), how.words().to_uppercase()),
+                    _ => "never".to_owned(),
+                },
                 s.problems.join("; "),
             ]
         }),

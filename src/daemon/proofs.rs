@@ -172,10 +172,10 @@ pub async fn look(session: &Session, seen: Option<BTreeSet<Ulid>>) -> Result<Opt
                 newest = Some(run);
                 proof.newest = Some(said);
             }
-            if proof.last.is_none_or(|(at, _)| at < drilled.at) {
-                proof.last = Some(said);
-                proof.restore_seconds = drilled.timed.as_ref().map(|timed| timed.seconds);
-            }
+        }
+        if let Some(passed) = proven.last_drill(source).and_then(|last| last.passed.as_ref()) {
+            proof.last = Some((passed.at, passed.level));
+            proof.restore_seconds = passed.timed.as_ref().map(|timed| timed.seconds);
         }
     }
     Ok(Some(Found { seen: ids, proofs }))

@@ -181,7 +181,7 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                 );
                 match (report.result, kept) {
                     (_, Err(e)) if !report.interrupted => {
-                        let found = format!("the drill {}", in_words(report.result));
+                        let found = format!("the drill {}", report.result.words());
                         let found = [found, not_proven(&report)].join("; ");
                         Ended::failed(format!("{}; {}", e.chain(), found.trim_end_matches("; ")))
                     }
@@ -226,21 +226,13 @@ fn not_proven(report: &DrillReport) -> String {
         if source.result == drill::Outcome::Passed {
             continue;
         }
-        let how = in_words(source.result);
+        let how = source.result.words();
         told.push(format!(
-            "{} {how}: {}: {}",
-            source.source, check.name, check.actual
+            "{} {how}: {}: {} (should be: {})",
+            source.source, check.name, check.actual, check.expected
         ));
     }
     told.join("; ")
-}
-
-fn in_words(outcome: drill::Outcome) -> &'static str {
-    match outcome {
-        drill::Outcome::Passed => "passed",
-        drill::Outcome::Failed => "failed",
-        drill::Outcome::CouldNotRun => "could not run",
-    }
 }
 
 /// What a verification found, in a sentence.

@@ -5,6 +5,7 @@ mod drills;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::drill::Outcome;
 use crate::drill::measured::{Prediction, Timed};
 use crate::error::Error;
 use crate::source::{Finding, Part};
@@ -461,8 +462,12 @@ pub struct SourceStatus {
     pub rpo_objective_seconds: Option<f64>,
     /// The last run of this state directory that ended, or was killed.
     pub last_run: Option<LastRun>,
-    /// The last drill.
+    /// The last drill that proved a point of it.
     pub last_drill: Option<Drilled>,
+    /// How the last drill of it ended, whatever it found.
+    pub last_drill_result: Option<Outcome>,
+    /// When that began.
+    pub last_drill_at: Option<DateTime<Utc>>,
     /// How long a restore of the newest point takes, at the rates that drills measured; none: nothing was measured.
     pub predicted_restore_seconds: Option<f64>,
     /// The drill that says so.

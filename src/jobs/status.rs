@@ -10,6 +10,7 @@ use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
 use super::timetable;
+use crate::drill::Outcome as DrillOutcome;
 use crate::drill::measured::{Prediction, predict};
 use crate::error::Result;
 use crate::policy::SourcePolicy;
@@ -38,7 +39,7 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         )
     };
     sources.sort_by_key(worst);
-    let mut problems = tasks(session);
+    let mut problems = tasks(session, &told.proven);
     problems.extend(told.problems.into_iter().map(|why| format!("But {why}")));
     let also = match problems.as_slice() {
         [] => String::new(),
@@ -78,14 +79,20 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
 }
 
 /// What prune and verify failed of, as the daemon of this state directory has seen it last.
-fn tasks(session: &Session) -> Vec<String> {
+fn tasks(session: &Session, proven: &Proven) -> Vec<String> {
     let state = &session.policy.state_dir;
     if !Ledger::is_there(state) {
         return Vec::new();
     }
     let failed = |name: &str| -> Result<Option<String>> {
         let newest = Ledger::read_only(state)?.newest_slots(name, 1)?;
-        let failed = newest.first().filter(|slot| slot.outcome == Outcome::Failed);
+        // Of a drill the evidence tells, also that it was made again by hand; the daemon only that there is none.
+        let drilled = name
+            .strip_prefix(timetable::DRILL)
+            .and_then(|drill| proven.last_of(drill));
+        let failed = newest
+            .first()
+            .filter(|slot| slot.outcome == Outcome::Failed && drilled.is_none_or(|at| at < slot.slot));
         Ok(failed.map(|slot| {
             let at = slot.slot.format("%Y-%m-%d %H:%M:%SZ");
             let error = slot.error.as_deref().unwrap_or("no cause is known");
@@ -111,6 +118,20 @@ async fn source_status(
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
     let mut problems = Vec::new();
+    if let Some(last) = proven.last_drill(name)
+        && last.result != DrillOutcome::Passed
+    {
+        problems.push(format!(
+            "its last drill ({}, {}) {}{}",
+            last.drill,
+            last.at.format("%Y-%m-%d %H:%M:%SZ"),
+            last.result.words(),
+            last.why
+                .as_ref()
+                .map(|why| format!(": {why}"))
+                .unwrap_or_default()
+        ));
+    }
     for (run, why) in &catalog.unreadable {
         problems.push(if why.newer {
             format!("the commit of {run} is of a newer format")
@@ -196,6 +217,8 @@ async fn source_status(
         rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
         last_run,
         last_drill: proven.last(name, &catalog).cloned(),
+        last_drill_result: proven.last_drill(name).map(|last| last.result),
+        last_drill_at: proven.last_drill(name).map(|last| last.at),
         predicted_restore_seconds: predicted.as_ref().map(|p| p.seconds),
         predicted_by: predicted,
         rto_objective_seconds: rto,

@@ -110,7 +110,13 @@ fn user_check(reader: &Reader<'_, '_>) -> Option<UserCheck> {
             query,
             expected,
         },
-        (_, Some(command), _) => UserCheckKind::Command(command),
+        (_, Some(mut command), _) => {
+            // A path is of the policy's directory, as of any key; a name is looked for.
+            if let Some(program) = command.first_mut().filter(|program| program.contains('/')) {
+                *program = reader.beside(program).display().to_string();
+            }
+            UserCheckKind::Command(command)
+        }
         (.., Some(http)) => {
             let path = url::Url::parse(&http)
                 .ok()

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::{DOOR, Event, How, INIT, KEEPER, Order, Plan, Program};
 
@@ -150,7 +150,6 @@ fn start(plan: &Plan, running: &Running, id: u64, program: Program) {
             if let Ok(pid) = i32::try_from(child.id())
                 && let Some(pid) = Pid::from_raw(pid)
             {
-                limit(pid, program.memory);
                 locked(running).insert(id, pid);
                 let running = Arc::clone(running);
                 thread::spawn(move || {
@@ -170,24 +169,18 @@ fn start(plan: &Plan, running: &Running, id: u64, program: Program) {
     }
 }
 
-#[cfg(target_os = "linux")]
-fn limit(pid: Pid, memory: Option<u64>) {
-    if let Some(memory) = memory {
-        let limit = Rlimit {
-            current: Some(memory),
-            maximum: Some(memory),
-        };
-        // It may have ended already; nothing else can be wrong with a child of ours.
-        let _ = rustix::process::prlimit(Some(pid), Resource::As, limit);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn limit(_: Pid, _: Option<u64>) {}
-
 fn spawn(plan: &Plan, program: &Program) -> io::Result<Child> {
     let log = || io::stderr().try_clone_to_owned_fd().map(Stdio::from);
-    let mut command = Command::new(&program.program);
+    let mut command = match program.memory {
+        // Set by the program itself before it is what it is to be: for another process it takes a right that root may lack.
+        Some(memory) => {
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", "ulimit -v \"$0\" && exec \"$@\""]);
+            shell.arg((memory / 1024).to_string()).arg(&program.program);
+            shell
+        }
+        None => Command::new(&program.program),
+    };
     command
         .args(&program.arguments)
         .env_clear()

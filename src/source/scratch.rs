@@ -113,6 +113,12 @@ impl ScratchPlan {
     }
 }
 
+/// A check asks for one value.
+pub fn not_one(what: &str) -> Error {
+    Error::failed(format!("the query gives {what}, and a check compares one value"))
+        .hint("Ask for one row of one column, with one statement.")
+}
+
 /// The end of a log, for a message.
 pub fn last_of(log: &Path, bytes: usize) -> String {
     let text = std::fs::read(log).unwrap_or_default();
@@ -142,6 +148,10 @@ pub trait ScratchTarget: Send + Sync {
     /// # Errors
     /// As of [`ScratchTarget::examine`].
     async fn run(&mut self, context: &Context) -> Result<Vec<Check>>;
+    /// Whether checks of the application can be made, after [`ScratchTarget::run`].
+    fn runs(&self) -> bool {
+        true
+    }
     /// What no check looks at, a phrase each.
     fn unlooked(&self) -> Vec<String> {
         Vec::new()

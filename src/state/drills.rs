@@ -139,18 +139,27 @@ fn named(id: RunId) -> String {
     format!("lifeboat-drill-{id}")
 }
 
-/// Removes what drills left that were killed, and targets that were kept long enough. Gives the directories.
+/// What a sweep removed.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Directories of drills that were killed.
+    pub killed: Vec<PathBuf>,
+    /// Those that were kept long enough.
+    pub expired: Vec<PathBuf>,
+}
+
+/// Removes what drills left that were killed, and targets that were kept long enough.
 ///
 /// # Errors
 /// The state directory can not be read. What can not be removed is told in the log, and is in no drill's way.
-pub fn sweep(state: &StateDir, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
+pub fn sweep(state: &StateDir, now: DateTime<Utc>) -> Result<Swept> {
     let all = state.path().join("drills");
     let entries = match fs::read_dir(&all) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Swept::default()),
         Err(e) => return Err(e).doing(|| format!("can not read {}", all.display())),
     };
-    let mut removed = Vec::new();
+    let mut swept = Swept::default();
     for found in entries {
         let lock = found.doing(|| format!("can not read {}", all.display()))?.path();
         let id = lock
@@ -176,6 +185,7 @@ pub fn sweep(state: &StateDir, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
                 None
             }
         };
+        let was_kept = known.as_ref().is_some_and(|known| known.keep_until.is_some());
         // Without an entry it was killed before it made anything, or nobody knows.
         let places = match known {
             Some(Entry {
@@ -197,7 +207,8 @@ pub fn sweep(state: &StateDir, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
         let mut whole = true;
         for place in places {
             match remove(&place) {
-                Ok(true) => removed.push(place),
+                Ok(true) if was_kept => swept.expired.push(place),
+                Ok(true) => swept.killed.push(place),
                 Ok(false) => {}
                 Err(e) => {
                     whole = false;
@@ -209,7 +220,7 @@ pub fn sweep(state: &StateDir, now: DateTime<Utc>) -> Result<Vec<PathBuf>> {
             forget(&entry, &lock)?;
         }
     }
-    Ok(removed)
+    Ok(swept)
 }
 
 fn forget(entry: &Path, lock: &Path) -> Result<()> {
@@ -245,6 +256,11 @@ fn remove(directory: &Path) -> Result<bool> {
 mod tests {
     use super::*;
 
+    fn all(state: &StateDir, now: DateTime<Utc>) -> Vec<PathBuf> {
+        let swept = sweep(state, now).unwrap();
+        [swept.killed, swept.expired].concat()
+    }
+
     fn id(n: u64) -> RunId {
         RunId::new(ulid::Ulid::from_parts(n, 7))
     }
@@ -270,7 +286,7 @@ mod tests {
         let now = "2026-11-26T12:00:00Z".parse().unwrap();
         let place = DrillPlace::make(&state, id(1), None, false).unwrap();
         fs::write(place.path().join("file"), b"x").unwrap();
-        assert!(sweep(&state, now).unwrap().is_empty(), "it is in use");
+        assert!(all(&state, now).is_empty(), "it is in use");
         assert!(place.path().join("file").exists());
         place.remove().unwrap();
         assert!(names(root.path()).is_empty());
@@ -284,7 +300,7 @@ mod tests {
         let directory = place.path().to_owned();
         fs::create_dir(place.home().join("data")).unwrap();
         drop(place);
-        assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&directory));
+        assert_eq!(all(&state, now), std::slice::from_ref(&directory));
         assert!(!directory.exists() && names(root.path()).is_empty());
     }
 
@@ -303,7 +319,7 @@ mod tests {
         };
         write_json(&place.entry, &entry).unwrap();
         drop(place);
-        assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&moved));
+        assert_eq!(all(&state, now), std::slice::from_ref(&moved));
         assert!(!moved.exists() && names(root.path()).is_empty());
     }
 
@@ -319,7 +335,7 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
         std::os::unix::fs::symlink(&precious, &directory).unwrap();
         drop(place);
-        assert!(sweep(&state, now).unwrap().is_empty());
+        assert!(all(&state, now).is_empty());
         assert!(precious.join("file").exists());
     }
 
@@ -331,7 +347,7 @@ mod tests {
         let directory = place.path().to_owned();
         fs::write(&place.entry, b"{").unwrap();
         drop(place);
-        assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&directory));
+        assert_eq!(all(&state, now), std::slice::from_ref(&directory));
         assert!(!directory.exists() && names(root.path()).is_empty());
     }
 
@@ -342,8 +358,8 @@ mod tests {
         let place = DrillPlace::make(&state, id(3), None, false).unwrap();
         let kept = place.keep(now).unwrap();
         let before = now - chrono::TimeDelta::seconds(1);
-        assert!(sweep(&state, before).unwrap().is_empty() && kept.exists());
-        assert_eq!(sweep(&state, now).unwrap(), std::slice::from_ref(&kept));
+        assert!(all(&state, before).is_empty() && kept.exists());
+        assert_eq!(all(&state, now), std::slice::from_ref(&kept));
         assert!(!kept.exists() && names(root.path()).is_empty());
     }
 
@@ -360,7 +376,7 @@ mod tests {
         };
         write_json(&place.entry, &entry).unwrap();
         drop(place);
-        assert!(sweep(&state, now).unwrap().is_empty());
+        assert!(all(&state, now).is_empty());
         assert!(precious.exists());
     }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::drills::{check, command, drill, nothing_is_left, of, site};
+use crate::drills::{check, command, drill, edit, nothing_is_left, of, site};
 use crate::harness::postgres::PostgresServer;
 use crate::harness::{self, Said};
 use crate::site::Site;
@@ -191,7 +191,11 @@ checks = [
         ("a child that stays", "passed", "it ends with 0"),
         ("a child that holds the pipe", "passed", "it ends with 0"),
         ("more than anybody reads", "failed", "it ended with 4"),
-        ("no such program", "failed", "it can not be started"),
+        (
+            "no such program",
+            "could_not_run",
+            "/nowhere/at/all can not be started",
+        ),
     ] {
         let found = check(app, name);
         assert_eq!(found["result"], result, "{found}");
@@ -363,6 +367,79 @@ async fn a_server_that_was_given_is_empty_before_and_after() {
     let said = on_server(&site, &site.server.url(""));
     assert_eq!(said.code, 23, "{said}");
     assert!(said.stdout.contains("is the one that was backed up"), "{said}");
+    given.psql("postgres", "drop database precious");
+    edit(&site, |policy| {
+        policy
+            .replace("keep_failed = \"0s\"", "keep_failed = \"1h\"")
+            .replace("select count(*) from orders", "select 1 / 0")
+    });
+    let said = on_server(&site, &url);
+    assert_eq!(said.code, 22, "{said}");
+    assert!(said.stdout.contains("is never kept"), "{said}");
+    assert_eq!(content(), before);
     assert_eq!(site.sql("select count(*) from orders"), "500");
+    nothing_is_left(&site);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_takes_no_more_memory_than_it_may() {
+    let site = site("[drill.orders]\nsources = [\"orders\"]\nkeep_failed = \"0s\"\nmemory = \"700 MiB\"\nchecks = [{ source = \"orders\", name = \"much\", sql = \"select length(repeat('x', 900000000)) > 0\" }]\n").await;
+    let (code, report) = drill(&site, "orders");
+    let orders = of(&report, "orders");
+    assert_eq!((code, &orders["level"]), (22, &json!(4)), "{report:#}");
+    let said = check(orders, "much")["detail"].as_str().unwrap().to_owned();
+    assert!(said.contains("out of memory"), "{said}");
+    nothing_is_left(&site);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_full_says_nothing_of_the_point() {
+    let site = site("[drill.orders]\nsources = [\"orders\"]\n").await;
+    // Little to dump, much to restore.
+    site.sql("create table wide as select 1::int2 as a from generate_series(1, 6000000)");
+    site.json(&["run", "orders"]);
+    std::fs::create_dir_all(site.path("state/drills")).unwrap();
+    let drill = command(&site, &["drill", "orders"]);
+    let mut small = Command::new("unshare");
+    small.arg("--mount");
+    if !rustix::process::geteuid().is_root() {
+        small.arg("--map-root-user");
+    }
+    let script = "mount -t tmpfs -o size=235m,mode=0700 none \"$0\" || exit 99; exec \"$@\"";
+    small.args(["sh", "-c", script]).arg(site.path("state/drills"));
+    small.arg(drill.get_program()).args(drill.get_args()).env_clear();
+    for (name, value) in drill.get_envs() {
+        small.env(name, value.unwrap());
+    }
+    let said = harness::run(&mut small);
+    assert_eq!(said.code, 23, "{said}");
+    let report = said.json();
+    let restored = check(of(&report, "orders"), "it is restored");
+    assert!(
+        restored["actual"]
+            .as_str()
+            .unwrap()
+            .contains("there is no room in"),
+        "{restored}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_finds_both_programs_and_checks_beside_the_policy() {
+    let site = site("[drill.both]\nsources = [\"orders\", \"app\"]\nbinaries = \"BINARIES\"\nchecks = [{ source = \"app\", name = \"our own\", command = [\"bin/check-app\"] }]\n").await;
+    std::fs::create_dir(site.path("bin")).unwrap();
+    let own = harness::write_file(
+        site.directory.path(),
+        "bin/check-app",
+        "#!/bin/sh\ntest -f \"$POCKETBASE_DIR/data.db\"\n",
+    );
+    std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let pocketbase = harness::binary("pocketbase").canonicalize().unwrap();
+    edit(&site, |policy| {
+        policy.replace("BINARIES", &pocketbase.parent().unwrap().display().to_string())
+    });
+    let (code, report) = drill(&site, "both");
+    assert_eq!((code, &report["level"]), (0, &json!(6)), "{report:#}");
+    assert_eq!(check(of(&report, "app"), "our own")["result"], "passed");
     nothing_is_left(&site);
 }

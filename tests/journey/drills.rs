@@ -229,6 +229,7 @@ keep_failed = "0s"
 checks = [
     { source = "orders", name = "there are orders", sql = "select count(*) > 0 from orders" },
     { source = "orders", name = "five hundred", sql = "select count(*) from orders", expected = "500" },
+    { source = "orders", name = "as Postgres writes it", sql = "select count(*) = 500 from orders", expected = "true" },
     { source = "orders", name = "a program", command = ["psql", "-XAtc", "select 1 / (count(*) - 499) from orders"] },
     { source = "app", name = "sqlite", sql = "select count(*) = 5 from notes" },
     { source = "app", name = "it answers", http = "http://shop.example.net:8090/api/health" },
@@ -239,6 +240,11 @@ FAILING
     { source = "orders", name = "another number", sql = "select count(*) from orders", expected = "501" },
     { source = "orders", name = "nothing at all", sql = "select true where false" },
     { source = "orders", name = "it is false", sql = "select false" },
+    { source = "orders", name = "two rows", sql = "select true from generate_series(1, 2)" },
+    { source = "orders", name = "two columns", sql = "select true, false" },
+    { source = "orders", name = "two statements", sql = "select true; select false" },
+    { source = "app", name = "sqlite: two rows", sql = "select 1 from notes" },
+    { source = "app", name = "sqlite: two columns", sql = "select 1, 0" },
     { source = "app", name = "a program that fails", command = ["sh", "-c", "echo too bad >&2; exit 3"] },
     { source = "app", name = "no such page", http = "http://localhost/api/nothing" },"#;
     let site = site(&checks.replace("FAILING", "")).await;
@@ -260,6 +266,11 @@ FAILING
         ("orders", "another number", "500"),
         ("orders", "nothing at all", "no value"),
         ("orders", "it is false", "f"),
+        ("orders", "two rows", "2 rows"),
+        ("orders", "two columns", "2 columns"),
+        ("orders", "two statements", "2 statements"),
+        ("app", "sqlite: two rows", "several rows"),
+        ("app", "sqlite: two columns", "2 columns"),
         ("app", "a program that fails", "it ended with 3"),
         ("app", "no such page", "404"),
     ] {

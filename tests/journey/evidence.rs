@@ -214,3 +214,40 @@ async fn a_month_says_what_was_proven_and_what_never_was() {
     assert_eq!(of(&before, "app")["points_proven"], json!(1));
     site.refused(&["evidence", "report", "--month", "november"], 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_says_how_the_last_drill_ended_whoever_began_it() {
+    let site = site("[drill.app]\nsources = [\"app\"]\nchecks = [{ source = \"app\", name = \"rows\", sql = \"select count(*) from notes\", expected = \"5\" }]\n").await;
+    assert_eq!(drill(&site, "app").0, 0);
+    let well = site.json(&["status"]);
+    assert_eq!(of(&well, "app")["last_drill_result"], "passed", "{well}");
+    edit(&site, |policy| {
+        policy.replace("expected = \"5\"", "expected = \"6\"")
+    });
+    let (code, report) = drill(&site, "app");
+    assert_eq!(code, 22, "{report}");
+    let cleanup = of(&report, "app")["cleanup"].as_str().unwrap();
+    assert!(cleanup.contains("backup drill --clean"), "{cleanup}");
+    let told = harness::run(&mut site.backup(&["--json", "status"]));
+    assert_eq!(told.code, 1, "{told}");
+    let app = of(&told.json(), "app").clone();
+    assert_eq!(app["last_drill_result"], "failed", "{app}");
+    assert!(
+        app["problems"].to_string().contains("its last drill (app, ")
+            && app["problems"].to_string().contains("failed: rows"),
+        "{app}"
+    );
+    let text = harness::run(&mut site.backup(&["status"]));
+    assert!(text.stdout.contains("FAILED"), "{text}");
+    // The kept target goes when it is told to.
+    let kept = || std::fs::read_dir(site.path("state/drills")).unwrap().count();
+    assert!(kept() > 0);
+    let cleaned = site.json(&["drill", "--clean"]);
+    assert_eq!(cleaned["removed"].as_array().unwrap().len(), 1, "{cleaned}");
+    assert_eq!(kept(), 0);
+    edit(&site, |policy| {
+        policy.replace("expected = \"6\"", "expected = \"5\"")
+    });
+    assert_eq!(drill(&site, "app").0, 0);
+    site.json(&["status"]);
+}

@@ -6,6 +6,7 @@ mod target;
 mod users;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -28,6 +29,16 @@ use crate::types::{RunId, SourceName};
 const NAMED: usize = 5;
 /// How far ahead `before-expiry` looks without a window.
 const SOON: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Removes the targets that are kept, without waiting for their time. Gives their directories.
+///
+/// # Errors
+/// The state directory can not be used.
+pub fn clean(session: &Session) -> Result<Vec<PathBuf>> {
+    let state = StateDir::open(&session.policy.state_dir)?;
+    let swept = drills::sweep(&state, DateTime::<Utc>::MAX_UTC)?;
+    Ok([swept.killed, swept.expired].concat())
+}
 
 /// The drills of the policy that are asked for: one, or all.
 ///
@@ -59,8 +70,12 @@ pub fn asked<'a>(session: &'a Session, name: Option<&str>) -> Result<Vec<(&'a st
 /// The state directory can not be used.
 pub async fn drill(session: &Session, name: &str, policy: &DrillPolicy) -> Result<DrillReport> {
     let state = StateDir::open(&session.policy.state_dir)?;
-    for left in drills::sweep(&state, session.world.clock.now())? {
-        tracing::warn!(path = %left.display(), "what an earlier drill left is removed");
+    let mut warnings = Vec::new();
+    for left in drills::sweep(&state, session.world.clock.now())?.killed {
+        warnings.push(format!(
+            "an earlier drill was killed; what it left in {} is removed",
+            left.display()
+        ));
     }
     let started = session.world.clock.now();
     let begun = session.world.clock.since_boot();
@@ -80,7 +95,7 @@ pub async fn drill(session: &Session, name: &str, policy: &DrillPolicy) -> Resul
         interrupted: session.cancel.is_cancelled(),
         evidence: None,
         error: None,
-        warnings: Vec::new(),
+        warnings,
     })
 }
 
@@ -117,6 +132,8 @@ async fn of_source(
             .checks
             .push(Check::of_error("the drill", None, result, expected, &e));
     }
+    // As they are read: from the lowest level, and what belongs to none after them.
+    report.checks.sort_by_key(|c| c.level.unwrap_or(u8::MAX));
     report.level = drill::reached(&report.checks).map(Level::number);
     report.result = drill::outcome(&report.checks);
     report.seconds = (session.world.clock.since_boot() - begun).as_secs_f64();

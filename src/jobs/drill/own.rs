@@ -90,8 +90,11 @@ async fn sql(
         // A check that says nothing proves nothing.
         (None, _) => Check::failed(&check.name, Level::Own, wanted, "no value"),
         // As Postgres and SQLite write it.
-        (Some(is), None) if ["t", "true", "1"].contains(&is.as_str()) => {
+        (Some(is), None | Some("true" | "t")) if ["t", "true", "1"].contains(&is.as_str()) => {
             Check::passed(&check.name, Level::Own, "true")
+        }
+        (Some(is), Some("false" | "f")) if ["f", "false"].contains(&is.as_str()) => {
+            Check::passed(&check.name, Level::Own, "false")
         }
         (Some(is), _) => Check::compared(&check.name, Level::Own, wanted, is),
     })
@@ -134,6 +137,10 @@ async fn command(
     };
     if how.success() {
         return Ok(Check::passed(&check.name, Level::Own, "it ends with 0"));
+    }
+    if let Some(why) = &how.not_started {
+        let why = format!("{program} can not be started ({why}): it is looked for where the target is");
+        return Ok(Check::could_not_run(&check.name, Some(Level::Own), why));
     }
     let said: String = how.said.chars().take(SAID_CHARS).collect();
     Ok(Check::failed(&check.name, Level::Own, "it ends with 0", how.text()).with_detail(said))

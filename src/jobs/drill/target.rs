@@ -28,6 +28,8 @@ use crate::types::{RunId, SourceName};
 const ROOM: u64 = 2;
 /// Beside that, for a server's own files, bytes.
 const ROOM_LEAST: u64 = 200 << 20;
+/// With less than this a file system is full, bytes.
+const FULL: u64 = 4 << 20;
 /// How often the space is looked at that a target takes.
 const LOOK: Duration = Duration::from_secs(5);
 /// Differences that are told one by one.
@@ -46,9 +48,8 @@ pub async fn prove(
     restore::require_identity(session).map_err(could_not_run)?;
     let restorer = restores::restorer(session, source, &point.commit.kind).map_err(could_not_run)?;
     let (place, plan) = place(session, state, policy, source, &point.commit.kind).await?;
-    if plan.server.is_none()
-        && let Err(why) = &plan.apart
-    {
+    let given = plan.server.is_some();
+    if !given && let Err(why) = &plan.apart {
         report.warnings.push(format!(
             "the target of {source} is in no sandbox of its own, for this host does not allow one: {why}"
         ));
@@ -86,8 +87,13 @@ pub async fn prove(
     report
         .checks
         .extend(own.filter(|c| !made.contains(&c.name)).map(own::not_made));
-    let failed = report.checks.iter().any(|c| c.result == Outcome::Failed);
-    report.cleanup = clean(session, policy, place, failed && done.is_ok()).await;
+    // Of an objective that was missed there is nothing to look at, and a server that was given is left as it was.
+    let failed = |c: &Check| c.result == Outcome::Failed && c.level.is_some();
+    let keep = report.checks.iter().any(failed) && done.is_ok() && !given;
+    report.cleanup = clean(session, policy, place, keep).await;
+    if given && !policy.keep_failed.is_zero() && report.checks.iter().any(failed) {
+        report.cleanup += " (what is on a server that was given is never kept)";
+    }
     done
 }
 
@@ -176,7 +182,7 @@ async fn clean(session: &Session, policy: &DrillPolicy, place: DrillPlace, keep:
     });
     match cleaned.await {
         Ok(Ok(())) if kept => format!(
-            "kept at {} until {}",
+            "kept at {} until {}: the target is in home, what its programs said in target.log; `backup drill --clean` removes it",
             path.display(),
             until.format("%Y-%m-%d %H:%M:%SZ")
         ),
@@ -290,11 +296,13 @@ impl Work<'_> {
         Err(Error::new(
             Kind::DrillCouldNotRun,
             format!(
-                "it needs about {needed} bytes in {}, and {what} {most}",
-                plan.directory.display()
+                "it needs about {} MB in {}, and {what} {} MB",
+                needed / 1_000_000,
+                plan.directory.display(),
+                most / 1_000_000
             ),
         )
-        .hint("Make room, raise budget in the drill, or set state.dir (for Postgres as root: TMPDIR) elsewhere."))
+        .hint("Make room, raise budget in the drill, or set state.dir elsewhere."))
     }
 
     fn context(&self, plan: &ScratchPlan) -> Context {
@@ -328,13 +336,26 @@ impl Work<'_> {
             Ok(restored) => restored,
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
             Err(e) => {
-                self.restore_failed(&e, opened, report).await?;
+                if no_room(&context.scratch, &e) {
+                    let why = format!(
+                        "there is no room in {}, or no memory: make room, or set state.dir elsewhere",
+                        context.scratch.display()
+                    );
+                    let check = Check::could_not_run("it is restored", Some(Level::Restored), why);
+                    report.checks.push(check.with_detail(e.chain()));
+                } else {
+                    self.restore_failed(&e, opened, report).await?;
+                }
                 return Ok(());
             }
         };
         report.rto_seconds = Some(restored.seconds);
         report.bytes = restored.bytes;
-        report.warnings.extend(restored.warnings);
+        // Of roles every restore into a new server has something to say.
+        let of_roles = |w: &String| w.contains("roles");
+        report
+            .warnings
+            .extend(restored.warnings.into_iter().filter(|w| !of_roles(w)));
         let rto = self
             .session
             .policy
@@ -370,9 +391,11 @@ impl Work<'_> {
         }
         report.checks.extend(scratch.run(context).await?);
         for check in late {
-            report
-                .checks
-                .push(own::carry_out(self.session, scratch, check).await?);
+            report.checks.push(if scratch.runs() {
+                own::carry_out(self.session, scratch, check).await?
+            } else {
+                Check::could_not_run(&check.name, Some(Level::Own), "the application does not run")
+            });
         }
         Ok(())
     }
@@ -407,7 +430,14 @@ impl Work<'_> {
                         &e,
                     ),
                 });
-                report.checks.push(failed("it is restored", Level::Restored));
+                // Its hint is for who restores by hand.
+                let check = Check::failed(
+                    "it is restored",
+                    Level::Restored,
+                    "without an error",
+                    e.message().to_owned(),
+                );
+                report.checks.push(check.with_detail(e.chain()));
             }
         }
         Ok(())
@@ -427,6 +457,19 @@ impl Work<'_> {
         }
         Ok(bytes)
     }
+}
+
+/// Whether a restore failed of what this host lacks, and not of the point.
+fn no_room(directory: &Path, e: &Error) -> bool {
+    const SAID: [&str; 4] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "out of memory",
+        "Cannot allocate memory",
+    ];
+    let chain = e.chain();
+    let full = rustix::fs::statvfs(directory).is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) < FULL);
+    full || SAID.iter().any(|said| chain.contains(said))
 }
 
 /// Level 4, as the restore compared it.

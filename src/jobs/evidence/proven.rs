@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::super::report::Drilled;
-use crate::drill::Outcome;
 use crate::drill::measured::Timed;
+use crate::drill::{Outcome, RECOVERY_KEY};
 use crate::repository::catalog::Catalog;
 use crate::repository::evidence::{Chain, Evidence};
 use crate::repository::layout;
@@ -15,7 +15,25 @@ use crate::types::{Digest, RunId, SourceName};
 
 /// What was proven of points, by the last drill of each that says anything of it.
 #[derive(Clone, Debug, Default)]
-pub struct Proven(BTreeMap<(SourceName, RunId), Proof>);
+pub struct Proven(
+    BTreeMap<(SourceName, RunId), Proof>,
+    BTreeMap<SourceName, LastDrill>,
+);
+
+/// The last drill of a source, and the last that passed.
+#[derive(Clone, Debug)]
+pub struct LastDrill {
+    /// `[drill.NAME]`
+    pub drill: String,
+    /// When it began.
+    pub at: DateTime<Utc>,
+    /// How it ended.
+    pub result: Outcome,
+    /// The first check that was not as it should be.
+    pub why: Option<String>,
+    /// The last that passed, whatever was found of its point since.
+    pub passed: Option<Drilled>,
+}
 
 #[derive(Clone, Debug)]
 struct Proof {
@@ -27,15 +45,19 @@ struct Proof {
 impl Proven {
     /// As a chain says, in its order: what failed a later drill is proven no more.
     pub fn told_by(chain: &Chain) -> Self {
-        let mut proven = BTreeMap::new();
+        let (mut proven, mut lasts) = (BTreeMap::new(), BTreeMap::<SourceName, LastDrill>::new());
         for evidence in chain.evidence() {
             let sources = evidence.report()["sources"].as_array();
             for said in sources.into_iter().flatten() {
                 let source: Option<SourceName> = said["source"].as_str().and_then(|s| s.parse().ok());
                 let run: Option<RunId> = said["run"].as_str().and_then(|r| r.parse().ok());
-                let (Some(source), Some(run)) = (source, run) else {
-                    continue;
-                };
+                let Some(source) = source else { continue };
+                if let Some(mut last) = last_drill(evidence, said) {
+                    let before = lasts.remove(&source).and_then(|before| before.passed);
+                    last.passed = last.passed.or(before);
+                    lasts.insert(source.clone(), last);
+                }
+                let Some(run) = run else { continue };
                 match verdict(said) {
                     Some(true) => match proof(evidence, said, &source, run) {
                         Some(proof) => drop(proven.insert((source, run), proof)),
@@ -46,7 +68,7 @@ impl Proven {
                 }
             }
         }
-        Self(proven)
+        Self(proven, lasts)
     }
 
     /// Whether a point is proven whose commit has this digest.
@@ -63,9 +85,9 @@ impl Proven {
             .map(|((_, run), proof)| (*run, &proof.drilled))
     }
 
-    /// Sources of which anything is proven.
-    pub fn sources(&self) -> BTreeSet<&SourceName> {
-        self.0.keys().map(|(source, _)| source).collect()
+    /// Sources that were drilled.
+    pub fn sources(&self) -> impl Iterator<Item = &SourceName> {
+        self.1.keys()
     }
 
     /// Runs of a source, whatever their commits are now.
@@ -98,9 +120,44 @@ impl Proven {
 
     /// When a drill of a source passed last.
     pub fn last_passed(&self, source: &SourceName) -> Option<DateTime<Utc>> {
-        let own = self.0.iter().filter(|((of, _), _)| of == source);
-        own.map(|(_, proof)| proof.drilled.at).max()
+        Some(self.last_drill(source)?.passed.as_ref()?.at)
     }
+
+    /// The last drill of a source.
+    pub fn last_drill(&self, source: &SourceName) -> Option<&LastDrill> {
+        self.1.get(source)
+    }
+
+    /// When the last drill of a name began.
+    pub fn last_of(&self, drill: &str) -> Option<DateTime<Utc>> {
+        let own = self.1.values().filter(|last| last.drill == drill);
+        own.map(|last| last.at).max()
+    }
+}
+
+/// What a drill of a source came to. That a key opens it is no drill of a point.
+fn last_drill(evidence: &Evidence, said: &Value) -> Option<LastDrill> {
+    let report = evidence.report();
+    let drill = report["drill"].as_str().filter(|name| *name != RECOVERY_KEY)?;
+    let at = report["at"].as_str()?.parse().ok()?;
+    let result: Outcome = serde_json::from_value(said["result"].clone()).ok()?;
+    let level = said["level"].as_u64().and_then(|l| u8::try_from(l).ok());
+    let checks = said["checks"].as_array().into_iter().flatten();
+    let mut wrong = checks.filter(|check| check["result"] == said["result"] && result != Outcome::Passed);
+    let passed = level.filter(|_| result == Outcome::Passed).map(|level| Drilled {
+        at,
+        level,
+        timed: Timed::read(report, said),
+    });
+    Some(LastDrill {
+        drill: drill.to_owned(),
+        at,
+        result,
+        why: wrong
+            .next()
+            .and_then(|check| Some(check["name"].as_str()?.to_owned())),
+        passed,
+    })
 }
 
 /// Whether a drill says that a point can be restored; none: it says nothing of the point.

@@ -96,7 +96,7 @@ impl PocketBaseScratch {
     async fn boot(&mut self, context: &Context) -> Result<Access> {
         let program = self.program.clone().ok_or_else(|| {
             Error::new(Kind::DrillCouldNotRun, "the program pocketbase is not here").hint(
-                "Install the version that serves the original, or set binaries in the drill to its directory.",
+                "Install the version that serves the original in a directory of PATH, or set binaries in the drill to its directory.",
             )
         })?;
         let mut asked = self.order(&program, vec!["--version".to_owned()]);
@@ -224,8 +224,11 @@ impl Running {
 fn program(plan: &ScratchPlan) -> Option<PathBuf> {
     let mut candidates = Vec::new();
     match &plan.binaries {
-        Some(path) => candidates.extend([path.join("pocketbase"), path.clone()]),
-        None => {
+        // A directory with a server's programs says nothing of this one.
+        Some(path) if !path.join("initdb").exists() && !path.join("bin/initdb").exists() => {
+            candidates.extend([path.join("pocketbase"), path.clone()]);
+        }
+        _ => {
             let path = std::env::var_os("PATH").unwrap_or_default();
             candidates.extend(std::env::split_paths(&path).map(|dir| dir.join("pocketbase")));
             candidates
@@ -330,6 +333,10 @@ impl ScratchTarget for PocketBaseScratch {
             )),
         }
         Ok(checks)
+    }
+
+    fn runs(&self) -> bool {
+        self.running.is_some()
     }
 
     fn http(&self) -> Result<Option<(String, reqwest::Client)>> {

@@ -21,7 +21,7 @@ use crate::drill::{Check, Level};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::sandbox::{How, Process, Program, Sandbox};
 use crate::secret::SecretText;
-use crate::source::scratch::{ScratchPlan, ScratchTarget, last_of};
+use crate::source::scratch::{ScratchPlan, ScratchTarget, last_of, not_one};
 use crate::source::{Context, Target};
 
 /// A server that takes longer to begin, or to end, does not.
@@ -74,8 +74,11 @@ struct Server {
 /// There are none: names the package.
 async fn find(binaries: Option<&Path>, major: u32) -> Result<Server> {
     let candidates = match binaries {
-        Some(directory) => vec![directory.to_owned(), directory.join("bin")],
-        None => client::candidates(),
+        // A directory with pocketbase says nothing of these.
+        Some(directory) if !directory.join("pocketbase").is_file() => {
+            vec![directory.to_owned(), directory.join("bin")]
+        }
+        _ => client::candidates(),
     };
     let mut others = Vec::new();
     for directory in candidates {
@@ -446,13 +449,21 @@ impl ScratchTarget for PostgresScratch {
         let answer = session.simple_query(sql).await;
         let messages = answer.map_err(|e| session.failed("carry out the query", &e))?;
         session.close().await;
-        Ok(messages
-            .into_iter()
-            .find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
-                _ => None,
-            })
-            .flatten())
+        let (mut rows, mut statements) = (Vec::new(), 0);
+        for message in messages {
+            match message {
+                SimpleQueryMessage::Row(row) => rows.push(row),
+                SimpleQueryMessage::CommandComplete(_) => statements += 1,
+                _ => {}
+            }
+        }
+        match rows.as_slice() {
+            _ if statements > 1 => Err(not_one(&format!("{statements} statements"))),
+            [] => Ok(None),
+            [row] if row.len() == 1 => Ok(row.get(0).map(str::to_owned)),
+            [row] => Err(not_one(&format!("{} columns", row.len()))),
+            rows => Err(not_one(&format!("{} rows", rows.len()))),
+        }
     }
 
     fn http(&self) -> Result<Option<(String, reqwest::Client)>> {

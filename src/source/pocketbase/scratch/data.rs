@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, OpenFlags};
 
 use super::named;
 use crate::drill::{Check, Level};
 use crate::error::{Context as _, Error, Result};
 use crate::source::pocketbase::facts;
+use crate::source::scratch::not_one;
 
 /// Problems of one kind that are named.
 pub(super) const NAMED: usize = 20;
@@ -49,8 +50,12 @@ pub(super) fn of_data(data: &Path) -> Result<Vec<Check>> {
         checks.push(Check::compared(
             format!("foreign keys of {name}"),
             Level::Facts,
-            "",
-            foreign.join("; "),
+            "none is broken",
+            if foreign.is_empty() {
+                "none is broken".to_owned()
+            } else {
+                foreign.join("; ")
+            },
         ));
     }
     let (files, elsewhere) = facts::files(&data.join("data.db"))?;
@@ -97,11 +102,20 @@ pub(super) fn ask(path: &Path, query: &str) -> Result<Option<String>> {
     connection
         .pragma_update(None, "query_only", true)
         .map_err(failed)?;
-    let value = connection.query_row(query, [], |row| {
-        Ok(match row.get_ref(0)? {
+    let mut statement = connection.prepare(query).map_err(failed)?;
+    if statement.column_count() != 1 {
+        return Err(not_one(&format!("{} columns", statement.column_count())));
+    }
+    let mut rows = statement.query([]).map_err(failed)?;
+    let value = match rows.next().map_err(failed)? {
+        None => return Ok(None),
+        Some(row) => match row.get_ref(0).map_err(failed)? {
             ValueRef::Null => None,
             value => Some(shown(value)),
-        })
-    });
-    value.optional().map(Option::flatten).map_err(failed)
+        },
+    };
+    match rows.next().map_err(failed)? {
+        None => Ok(value),
+        Some(_) => Err(not_one("several rows")),
+    }
 }
