@@ -14,6 +14,9 @@ use crate::types::RunId;
 /// The drill of an identity that is kept elsewhere, which no policy describes.
 pub const RECOVERY_KEY: &str = "recovery-key";
 
+/// The longest text of a report.
+const TEXT_CHARS: usize = 1000;
+
 /// How far a drill got; each level stands on those below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -142,6 +145,17 @@ impl Check {
         let detail = Some(detail.into()).filter(|d| !d.is_empty());
         Self { detail, ..self }
     }
+    /// Cut to what somebody reads: whatever a row or a program says, the evidence of it can be read back.
+    #[must_use]
+    pub fn clipped(self) -> Self {
+        Self {
+            name: clip(self.name),
+            expected: clip(self.expected),
+            actual: clip(self.actual),
+            detail: self.detail.map(clip),
+            ..self
+        }
+    }
     /// Without.
     #[must_use]
     pub fn without_detail(self) -> Self {
@@ -235,6 +249,14 @@ pub fn told(error: &Error) -> String {
     match error.hint_text() {
         Some(hint) => format!("{what} ({hint})"),
         None => what,
+    }
+}
+
+/// A text of a report, cut.
+pub fn clip(text: String) -> String {
+    match text.char_indices().nth(TEXT_CHARS) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text,
     }
 }
 
@@ -424,6 +446,14 @@ mod tests {
         assert_eq!(of(&[Passed, CouldNotRun]), CouldNotRun);
         assert_eq!(of(&[CouldNotRun, Failed, Passed]), Failed);
         assert_eq!(of(&[]), CouldNotRun, "nothing was looked at");
+    }
+
+    #[test]
+    fn a_text_is_cut_to_what_somebody_reads() {
+        let long = "ä".repeat(12_600_000);
+        let check = Check::compared("x", Level::Own, "v1", long).clipped();
+        assert!(check.actual.len() < 2100 && check.actual.ends_with("(25200000 bytes)"));
+        assert_eq!(clip("short".to_owned()), "short");
     }
 
     #[test]

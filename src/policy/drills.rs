@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono_tz::Tz;
 
-use super::model::{DrillPolicy, UserCheck, UserCheckKind};
+use super::model::{DrillPolicy, Sandboxing, UserCheck, UserCheckKind};
 use super::parse::{HOUR, schedule};
 use super::reader::Reader;
 use crate::drill::Select;
@@ -68,6 +68,10 @@ pub(super) fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> Dr
             .unwrap_or(12 * HOUR),
         binaries: reader.path("binaries"),
         server: reader.secret("server"),
+        sandbox: match reader.one_of("sandbox", &["required", "optional"]) {
+            Some("optional") => Sandboxing::Optional,
+            _ => Sandboxing::Required,
+        },
         checks,
     };
     reader.finish(&[]);

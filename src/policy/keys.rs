@@ -416,6 +416,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "drill",
+        "sandbox",
+        Text,
+        "required (default), or optional: where the host allows none the target runs without, and code in a backup does what our user may",
+    ),
+    key(
+        "drill",
         "server",
         Secret,
         "URL of a Postgres server for drills alone, in place of a cluster of their own; everything on it is removed",

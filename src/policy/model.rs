@@ -451,8 +451,20 @@ pub struct DrillPolicy {
     pub binaries: Option<PathBuf>,
     /// The URL of a Postgres server for drills, in place of a cluster of their own.
     pub server: Option<SecretRef>,
+    /// Whether its target may be without a sandbox.
+    pub sandbox: Sandboxing,
     /// The operator's own checks.
     pub checks: Vec<UserCheck>,
+}
+
+/// `sandbox`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Sandboxing {
+    /// Where there can be none, nothing is drilled.
+    #[default]
+    Required,
+    /// Where there can be none, the target runs without.
+    Optional,
 }
 
 /// A check of the operator's own.

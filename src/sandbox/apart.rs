@@ -1,8 +1,10 @@
 //! Name spaces: made by the keeper, furnished by init. A root of its own on a small file system in memory, with the
 //! system's programs, a directory to write to, devices that lead nowhere, and nothing else of the host.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{
@@ -125,6 +127,7 @@ pub(super) fn furnish(plan: &Plan) -> io::Result<()> {
             show(Path::new("/"), root, path)?;
         }
     }
+    read_only(root)?;
     mount_remount(root, quiet | MountFlags::RDONLY, "size=4m")?;
     std::env::set_current_dir(root)?;
     rustix::process::pivot_root(".", ".").map_err(|e| doing("the root can not be changed")(e.into()))?;
@@ -143,6 +146,63 @@ pub(super) fn furnish(plan: &Plan) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Makes everything of the host that is shown read-only, mounts below it too; what is written goes home, or to memory.
+fn read_only(root: &Path) -> io::Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    for line in table.lines() {
+        // proc_pid_mountinfo(5): the fifth field is where it is mounted, the sixth how.
+        let mut fields = line.split(' ').skip(4);
+        let (Some(at), Some(how)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let at = PathBuf::from(OsString::from_vec(unescaped(at)));
+        let Ok(inside) = at.strip_prefix(root) else {
+            continue;
+        };
+        // Not what is below the first two: what is shown may lie there.
+        let writable = [&HOME[1..], "tmp", ""].iter().any(|w| inside == Path::new(w));
+        if writable || inside.starts_with("dev") || inside.starts_with("proc") {
+            continue;
+        }
+        // Flags that a mount has may not be taken from it here. (mount_namespaces(7), "locked".)
+        let has = |flag| how.split(',').any(|h| h == flag);
+        let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        for (name, flag) in [
+            ("noexec", MountFlags::NOEXEC),
+            ("noatime", MountFlags::NOATIME),
+            ("nodiratime", MountFlags::NODIRATIME),
+            ("relatime", MountFlags::RELATIME),
+        ] {
+            if has(name) {
+                flags |= flag;
+            }
+        }
+        mount_remount(&at, flags, "").map_err(|e| {
+            let e = io::Error::from(e);
+            io::Error::new(
+                e.kind(),
+                format!("{} can not be made read-only: {e}", at.display()),
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// A path of mountinfo: blanks and the like are octal numbers after a backslash.
+fn unescaped(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (Vec::new(), 0);
+    while let Some(&byte) = bytes.get(at) {
+        let octal = text
+            .get(at + 1..at + 4)
+            .filter(|_| byte == b'\\')
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(octal.unwrap_or(byte));
+        at += if octal.is_some() { 4 } else { 1 };
+    }
+    out
 }
 
 fn doing(what: &'static str) -> impl Fn(io::Error) -> io::Error {

@@ -58,6 +58,8 @@ fn tell(event: &Event) -> io::Result<()> {
 
 /// Makes the name spaces, and waits for init, the first process in them.
 fn keep(plan: &Plan) -> io::Result<()> {
+    // Nobody inside has our terminal, nor is Ctrl-C in it for them: we end the room in good order.
+    rustix::process::setsid()?;
     if plan.apart
         && let Err(why) = leave()
     {
@@ -100,6 +102,8 @@ fn init(plan: &Plan) -> io::Result<()> {
     std::env::set_current_dir(&plan.doors)?;
     let door = UnixListener::bind(DOOR)?;
     std::env::set_current_dir("/")?;
+    // When memory is short it is not the host's own programs that have to go. It may be that nobody may say so.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     if plan.apart
         && let Err(e) = furnish(plan)
     {

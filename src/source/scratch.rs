@@ -1,6 +1,8 @@
 //! What a drill restores into: a target of its own, that nobody else can reach, with what proves the result.
 
 use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -28,6 +30,8 @@ pub struct ScratchPlan {
     pub apart: Result<(), String>,
     /// A server for Postgres, in place of a cluster of the drill's own.
     pub server: Option<SecretText>,
+    /// The policy has left storage/ of PocketBase out.
+    pub without_storage: bool,
     /// What PocketBase encrypts its settings with.
     pub settings_key: Option<SecretText>,
     /// Where server programs are; otherwise they are looked for.
@@ -57,7 +61,13 @@ impl ScratchPlan {
     pub async fn sandbox(&self, mut visible: Vec<PathBuf>) -> Result<Sandbox> {
         visible.extend(self.commands.iter().cloned());
         let log = self.log();
-        let written = File::create(&log).doing(|| format!("can not write {}", log.display()))?;
+        let written = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&log)
+            .doing(|| format!("can not write {}", log.display()))?;
         match Sandbox::make(&self.plan(visible), written).await {
             Ok(sandbox) => Ok(sandbox),
             Err(NoRoom::NotApart(why)) => {
@@ -95,7 +105,7 @@ impl ScratchPlan {
 
     /// Where what its programs say is written.
     pub fn log(&self) -> PathBuf {
-        self.directory.join("target.log")
+        log_of(&self.directory)
     }
 
     /// How the target is kept apart, for the evidence.
@@ -119,11 +129,25 @@ pub fn not_one(what: &str) -> Error {
         .hint("Ask for one row of one column, with one statement.")
 }
 
+/// The log of the target in a directory.
+pub fn log_of(directory: &Path) -> PathBuf {
+    directory.join("target.log")
+}
+
 /// The end of a log, for a message.
-pub fn last_of(log: &Path, bytes: usize) -> String {
-    let text = std::fs::read(log).unwrap_or_default();
-    let from = text.len().saturating_sub(bytes);
-    String::from_utf8_lossy(&text[from..]).trim().to_owned()
+pub fn last_of(log: &Path, bytes: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+        let mut text = Vec::new();
+        file.take(bytes).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    // A log that can not be read says nothing.
+    String::from_utf8_lossy(&read().unwrap_or_default())
+        .trim()
+        .to_owned()
 }
 
 /// A target of a drill. Ended with [`ScratchTarget::end`]; dropped, its processes are killed.

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -248,8 +249,35 @@ fn remove(directory: &Path) -> Result<bool> {
             directory.display()
         )));
     }
-    fs::remove_dir_all(directory).doing(|| format!("can not remove {}", directory.display()))?;
-    Ok(true)
+    if fs::remove_dir_all(directory).is_ok() {
+        return Ok(true);
+    }
+    // Directories that are closed to us, or too deep for so many open files: these programs cope with both, and follow no
+    // links. (GNU coreutils, fts(3).)
+    for words in [
+        &["chmod", "-R", "u+rwx", "--"][..],
+        &["rm", "-rf", "--one-file-system", "--"],
+    ] {
+        let (program, arguments) = (words[0], &words[1..]);
+        let ended = Command::new(program)
+            .args(arguments)
+            .arg(directory)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        // What is left is told below, with what is in its way.
+        drop(ended);
+    }
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).doing(|| format!("can not remove {}", directory.display()))
+        }
+        _ => Ok(true),
+    }
 }
 
 #[cfg(test)]
@@ -337,6 +365,24 @@ mod tests {
         drop(place);
         assert!(all(&state, now).is_empty());
         assert!(precious.join("file").exists());
+    }
+
+    #[test]
+    fn what_is_closed_or_too_deep_is_removed_all_the_same() {
+        let (root, state) = state();
+        let place = DrillPlace::make(&state, id(8), None, false).unwrap();
+        let closed = place.home().join("closed");
+        fs::create_dir_all(closed.join("below")).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+        // Deeper than a process may have files open.
+        let script = "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')";
+        let made = Command::new("python3")
+            .args(["-c", script])
+            .current_dir(place.home())
+            .status();
+        assert!(made.unwrap().success());
+        place.remove().unwrap();
+        assert!(names(root.path()).is_empty());
     }
 
     #[test]

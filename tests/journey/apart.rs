@@ -285,9 +285,14 @@ fn give(path: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drill_needs_no_root_and_says_where_there_is_no_sandbox() {
-    let site = site("[drill.both]\nsources = [\"orders\", \"app\"]\n").await;
+    let site = site("[drill.both]\nsources = [\"orders\", \"app\"]\nsandbox = \"required\"\nchecks = [{ source = \"app\", name = \"our own\", command = [\"./check-app\"] }]\n").await;
+    let text = "#!/bin/sh\necho changed >>\"$0\" || touch /drill/could-not\ntest -e /drill/could-not\n";
+    let own = harness::write_file(site.directory.path(), "check-app", text);
+    std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let said = as_somebody(&site, "exec \"$@\"", "both");
     assert_eq!(said.code, 0, "{said}");
+    // It belongs to who drills, and is not changed from inside all the same.
+    assert_eq!(std::fs::read_to_string(&own).unwrap(), text);
     let report = said.json();
     for source in ["orders", "app"] {
         let target = of(&report, source)["target"].as_str().unwrap().to_owned();
@@ -299,6 +304,17 @@ async fn a_drill_needs_no_root_and_says_where_there_is_no_sandbox() {
     nothing_is_left(&site);
     // A host that allows no name spaces: everything is proven all the same, and what is less is said.
     let forbid = "exec unshare --user --map-current-user --keep-caps sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all \"$@\"' sh \"$@\"";
+    let said = as_somebody(&site, forbid, "both");
+    assert_eq!(said.code, 23, "{said}");
+    assert!(
+        said.stdout.contains("this host allows no sandbox") && said.stdout.contains("sandbox = \\\"optional"),
+        "{said}"
+    );
+    nothing_is_left(&site);
+    edit(&site, |policy| {
+        let policy = policy.replace("sandbox = \"required\"", "sandbox = \"optional\"");
+        policy.replace("command = [\"./check-app\"]", "command = [\"true\"]")
+    });
     let said = as_somebody(&site, forbid, "both");
     assert_eq!(said.code, 0, "{said}");
     let report = said.json();
@@ -396,7 +412,9 @@ async fn a_server_takes_no_more_memory_than_it_may() {
 async fn a_host_that_is_full_says_nothing_of_the_point() {
     let site = site("[drill.orders]\nsources = [\"orders\"]\n").await;
     // Little to dump, much to restore.
-    site.sql("create table wide as select 1::int2 as a from generate_series(1, 6000000)");
+    site.sql(
+        "create table wide as select 1::int2 as a from generate_series(1, 8000000); create index on wide (a)",
+    );
     site.json(&["run", "orders"]);
     std::fs::create_dir_all(site.path("state/drills")).unwrap();
     let drill = command(&site, &["drill", "orders"]);
@@ -405,7 +423,7 @@ async fn a_host_that_is_full_says_nothing_of_the_point() {
     if !rustix::process::geteuid().is_root() {
         small.arg("--map-root-user");
     }
-    let script = "mount -t tmpfs -o size=235m,mode=0700 none \"$0\" || exit 99; exec \"$@\"";
+    let script = "mount -t tmpfs -o size=350m,mode=0700 none \"$0\" || exit 99; exec \"$@\"";
     small.args(["sh", "-c", script]).arg(site.path("state/drills"));
     small.arg(drill.get_program()).args(drill.get_args()).env_clear();
     for (name, value) in drill.get_envs() {
@@ -441,5 +459,26 @@ async fn a_drill_finds_both_programs_and_checks_beside_the_policy() {
     let (code, report) = drill(&site, "both");
     assert_eq!((code, &report["level"]), (0, &json!(6)), "{report:#}");
     assert_eq!(check(of(&report, "app"), "our own")["result"], "passed");
+    nothing_is_left(&site);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_acts_by_itself_does_not() {
+    let look = "import os, sqlite3; v = sqlite3.connect(os.environ['POCKETBASE_DIR'] + '/data.db').execute('select value from _params').fetchone()[0]; raise SystemExit(b'real.example' in (v if isinstance(v, bytes) else v.encode()))";
+    let site = site(&format!("[drill.app]\nsources = [\"app\"]\ntimeout = \"60s\"\nkeep_failed = \"0s\"\nchecks = [{{ source = \"app\", name = \"settings\", command = [\"python3\", \"-c\", \"{look}\"] }}]\n")).await;
+    let database = rusqlite::Connection::open(site.app.data_directory().join("data.db")).unwrap();
+    database.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    // Whatever is changed is changed back, and it takes for ever.
+    database
+        .execute_batch(
+            "create trigger back after update on _params begin
+                 update _params set value = '{\"smtp\":{\"enabled\":true,\"host\":\"smtp.real.example\"}}';
+                 select count(*) from (with recursive r(x) as (select 1 union all select x + 1 from r) select x from r);
+             end",
+        )
+        .unwrap();
+    site.json(&["run", "app"]);
+    let (code, report) = drill(&site, "app");
+    assert_eq!((code, &report["level"]), (0, &json!(6)), "{report:#}");
     nothing_is_left(&site);
 }

@@ -292,6 +292,20 @@ async fn an_app_that_is_not_whole_is_caught_at_level_four() {
     let content = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     judge("a missing file", &file);
+    // What is not in a point by the policy is not missing, and not proven.
+    edit(&site, |policy| {
+        policy.replace("kind = \"pocketbase\"", "kind = \"pocketbase\"\nstorage = false")
+    });
+    site.json(&["run", "app"]);
+    let (code, report) = drill(&site, "app");
+    assert_eq!(code, 0, "{report:#}");
+    assert!(
+        of(&report, "app")["not_tested"]
+            .to_string()
+            .contains("the policy leaves storage out"),
+        "{report:#}"
+    );
+    edit(&site, |policy| policy.replace("\nstorage = false", ""));
     std::fs::write(&path, content).unwrap();
     database
         .execute("update notes set doc = 'nowhere.txt' where doc = ?1", [&file])

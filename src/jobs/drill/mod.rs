@@ -25,6 +25,8 @@ use crate::repository::catalog::{Catalog, Point};
 use crate::state::{StateDir, drills};
 use crate::types::{RunId, SourceName};
 
+/// Warnings, and what was not looked at: as many at most.
+const TEXTS_MOST: usize = 100;
 /// Objects that are named in a check.
 const NAMED: usize = 5;
 /// How far ahead `before-expiry` looks without a window.
@@ -131,6 +133,12 @@ async fn of_source(
         report
             .checks
             .push(Check::of_error("the drill", None, result, expected, &e));
+    }
+    let checks = std::mem::take(&mut report.checks);
+    report.checks = checks.into_iter().map(Check::clipped).collect();
+    for texts in [&mut report.warnings, &mut report.not_tested] {
+        texts.truncate(TEXTS_MOST);
+        *texts = std::mem::take(texts).into_iter().map(drill::clip).collect();
     }
     // As they are read: from the lowest level, and what belongs to none after them.
     report.checks.sort_by_key(|c| c.level.unwrap_or(u8::MAX));

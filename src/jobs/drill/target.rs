@@ -14,11 +14,11 @@ use super::super::{Session, restore as restores};
 use super::{own, users};
 use crate::drill::{Check, Level, Outcome};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::policy::{DrillPolicy, SourceKind, UserCheck};
+use crate::policy::{DrillPolicy, Sandboxing, SourceKind, UserCheck};
 use crate::repository::Repository;
 use crate::repository::catalog::Point;
 use crate::repository::reader::OpenPoint;
-use crate::source::scratch::{ScratchPlan, ScratchTarget};
+use crate::source::scratch::{ScratchPlan, ScratchTarget, last_of, log_of};
 use crate::source::{Context, PointContent as _, RestoreOptions, Restorer};
 use crate::state::StateDir;
 use crate::state::drills::DrillPlace;
@@ -28,8 +28,13 @@ use crate::types::{RunId, SourceName};
 const ROOM: u64 = 2;
 /// Beside that, for a server's own files, bytes.
 const ROOM_LEAST: u64 = 200 << 20;
+/// So much of a target's log is looked at for why a restore failed, bytes.
+const LOG_LOOKED_AT: u64 = 64 << 10;
+const NOT_REMOVED: &str = "not removed yet";
 /// With less than this a file system is full, bytes.
 const FULL: u64 = 4 << 20;
+/// So long a drill that is over its budget may take to end in good order.
+const ENDING: Duration = Duration::from_secs(60);
 /// How often the space is looked at that a target takes.
 const LOOK: Duration = Duration::from_secs(5);
 /// Differences that are told one by one.
@@ -71,14 +76,19 @@ pub async fn prove(
         place.path().to_owned(),
         own_session.cancel.clone(),
     );
-    let done = tokio::select! {
+    let mut carried = Box::pin(work.carry_out(plan, report));
+    let (done, over) = tokio::select! {
         biased;
-        done = work.carry_out(plan, report) => done,
-        why = over => {
-            report.checks.push(Check::could_not_run("the drill stays within its budget", None, why));
-            Ok(())
-        }
+        done = &mut carried => (done, None),
+        // What was begun ends by itself, so that nothing is written to what is removed.
+        why = over => match tokio::time::timeout(ENDING, &mut carried).await {
+            Ok(_) | Err(_) => (Ok(()), Some(why)),
+        },
     };
+    drop(carried);
+    report
+        .checks
+        .extend(over.map(|why| Check::could_not_run("the drill stays within its budget", None, why)));
     // A level is not reached past a check that was to be made and was not.
     let own_level = Some(Level::Own.number());
     let made = report.checks.iter().filter(|c| c.level == own_level);
@@ -91,6 +101,11 @@ pub async fn prove(
     let failed = |c: &Check| c.result == Outcome::Failed && c.level.is_some();
     let keep = report.checks.iter().any(failed) && done.is_ok() && !given;
     report.cleanup = clean(session, policy, place, keep).await;
+    if report.cleanup.starts_with(NOT_REMOVED) {
+        report
+            .warnings
+            .push(format!("the target of {source} is {}", report.cleanup));
+    }
     if given && !policy.keep_failed.is_zero() && report.checks.iter().any(failed) {
         report.cleanup += " (what is on a server that was given is never kept)";
     }
@@ -110,13 +125,13 @@ async fn place(
         Some(reference) if kind.starts_with("postgres") => Some(session.secret(reference)?),
         _ => None,
     };
-    let settings_key = match session.policy.sources.get(source).map(|s| &s.kind) {
-        Some(SourceKind::PocketBase(of)) => of
-            .settings_key
-            .as_ref()
-            .map(|reference| session.secret(reference))
-            .transpose()?,
-        _ => None,
+    let (settings_key, without_storage) = match session.policy.sources.get(source).map(|s| &s.kind) {
+        Some(SourceKind::PocketBase(of)) => {
+            let key = of.settings_key.as_ref();
+            let key = key.map(|reference| session.secret(reference)).transpose()?;
+            (key, !of.storage)
+        }
+        _ => (None, false),
     };
     let root = rustix::process::geteuid().is_root();
     let id = RunId::new(session.world.ulid()?);
@@ -131,6 +146,7 @@ async fn place(
         apart,
         server: server.clone(),
         settings_key: settings_key.clone(),
+        without_storage,
         binaries: policy.binaries.clone(),
         memory: policy.memory,
         commands: own::programs(policy, source),
@@ -148,6 +164,17 @@ async fn place(
             return Err(e);
         }
     };
+    if server.is_none() && policy.sandbox == Sandboxing::Required {
+        place.remove()?;
+        return Err(Error::new(
+            Kind::DrillCouldNotRun,
+            format!("this host allows no sandbox: {why}"),
+        )
+        .hint(
+            "Without one code in a backup does what our user may do, reading keys included. Allow name spaces (in a container a \
+             right of its own), give the drill a server, or set sandbox = \"optional\" in it where you trust what was backed up.",
+        ));
+    }
     if !root {
         let plan = plan(&place, None, Err(why));
         return Ok((place, plan));
@@ -187,8 +214,8 @@ async fn clean(session: &Session, policy: &DrillPolicy, place: DrillPlace, keep:
             until.format("%Y-%m-%d %H:%M:%SZ")
         ),
         Ok(Ok(())) => "removed: nothing is left".to_owned(),
-        Ok(Err(e)) => format!("not removed yet, the next drill tries again: {}", e.chain()),
-        Err(e) => format!("not removed yet, the next drill tries again: {e}"),
+        Ok(Err(e)) => format!("{NOT_REMOVED}, the next drill tries again: {}", e.chain()),
+        Err(e) => format!("{NOT_REMOVED}, the next drill tries again: {e}"),
     }
 }
 
@@ -467,9 +494,12 @@ fn no_room(directory: &Path, e: &Error) -> bool {
         "out of memory",
         "Cannot allocate memory",
     ];
-    let chain = e.chain();
+    // A server that ends of it says so only in its log.
+    let told = [e.chain(), last_of(&log_of(directory), LOG_LOOKED_AT)];
     let full = rustix::fs::statvfs(directory).is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) < FULL);
-    full || SAID.iter().any(|said| chain.contains(said))
+    full || SAID
+        .iter()
+        .any(|said| told.iter().any(|told| told.contains(said)))
 }
 
 /// Level 4, as the restore compared it.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use self::data::NAMED;
 use self::quiet::Access;
@@ -28,7 +29,7 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// Its port, where it has a network of its own.
 const PORT: u16 = 8090;
 /// What is kept of its log for a message.
-const LOG_TOLD_BYTES: usize = 2000;
+const LOG_TOLD_BYTES: u64 = 2000;
 
 /// A restored pb_data.
 pub(super) struct PocketBaseScratch {
@@ -40,6 +41,9 @@ pub(super) struct PocketBaseScratch {
     version: Option<String>,
     /// The databases are sound, so that it may be booted.
     sound: bool,
+    unlooked: Vec<String>,
+    /// Ends queries with the drill.
+    cancel: Option<CancellationToken>,
 }
 
 struct Running {
@@ -69,6 +73,8 @@ impl PocketBaseScratch {
             running: None,
             version: None,
             sound: false,
+            unlooked: Vec::new(),
+            cancel: None,
         })
     }
 
@@ -106,11 +112,12 @@ impl PocketBaseScratch {
             let first = said?.said;
             self.version = first.lines().next().map(|line| line.trim().to_owned());
         }
-        let access = quiet::neutralise(
-            &self.data.join("data.db"),
-            self.plan.settings_key.as_ref(),
-            &context.world,
-        )?;
+        let (data, key) = (self.data.join("data.db"), self.plan.settings_key.clone());
+        let (cancel, world) = (context.cancel.clone(), context.world.clone());
+        let access =
+            tokio::task::spawn_blocking(move || quiet::neutralise(&data, key.as_ref(), &cancel, &world))
+                .await
+                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
         if let Some(owner) = self.plan.user {
             // Nothing runs as this user yet, so nobody changes what is given.
             give(&self.data, owner)?;
@@ -278,11 +285,15 @@ impl ScratchTarget for PocketBaseScratch {
         )
     }
 
-    async fn examine(&mut self, _context: &Context) -> Result<Vec<Check>> {
-        let data = self.data.clone();
-        let checks = tokio::task::spawn_blocking(move || data::of_data(&data))
-            .await
-            .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
+    async fn examine(&mut self, context: &Context) -> Result<Vec<Check>> {
+        let (data, without_storage) = (self.data.clone(), self.plan.without_storage);
+        let cancel = context.cancel.clone();
+        self.cancel = Some(cancel.clone());
+        let (checks, unlooked) =
+            tokio::task::spawn_blocking(move || data::of_data(&data, without_storage, &cancel))
+                .await
+                .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))??;
+        self.unlooked = unlooked;
         self.sound = checks.iter().all(|c| c.result == Outcome::Passed);
         Ok(checks)
     }
@@ -294,7 +305,8 @@ impl ScratchTarget for PocketBaseScratch {
                 .hint("There are data.db and auxiliary.db."));
         }
         let (path, query) = (self.data.join(name), query.to_owned());
-        tokio::task::spawn_blocking(move || data::ask(&path, &query))
+        let cancel = self.cancel.clone().unwrap_or_default();
+        tokio::task::spawn_blocking(move || data::ask(&path, &query, &cancel))
             .await
             .map_err(|e| Error::failed("a thread ended unexpectedly").because(e))?
     }
@@ -333,6 +345,10 @@ impl ScratchTarget for PocketBaseScratch {
             )),
         }
         Ok(checks)
+    }
+
+    fn unlooked(&self) -> Vec<String> {
+        self.unlooked.clone()
     }
 
     fn runs(&self) -> bool {

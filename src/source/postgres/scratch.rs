@@ -30,7 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The number in the socket's name; the directory is the cluster's own.
 const PORT: u16 = 5432;
 /// What is kept of a server's log for a message.
-const LOG_TOLD_BYTES: usize = 2000;
+const LOG_TOLD_BYTES: u64 = 2000;
 /// Problems of one kind that are named.
 const NAMED: usize = 20;
 /// What a cluster is told at its start: nobody comes in from outside, nothing goes out, and it may forget everything.
@@ -315,8 +315,17 @@ impl PostgresScratch {
 /// What has to be seen of a server's installation: what stands beside its programs, and libraries wherever they are. Of a
 /// distribution's all is seen anyway.
 async fn installation(directory: &Path) -> Vec<PathBuf> {
-    let whole = directory.parent().filter(|p| p.parent().is_some());
-    let mut visible = vec![whole.unwrap_or(directory).to_owned()];
+    // Not all of what is above: it may be somebody's home, or hold the sockets of a server.
+    let beside = ["lib", "lib64", "share", "libexec"];
+    let mut visible = vec![directory.to_owned()];
+    if let Some(whole) = directory.parent() {
+        visible.extend(
+            beside
+                .iter()
+                .map(|name| whole.join(name))
+                .filter(|path| path.is_dir()),
+        );
+    }
     // The loader of glibc names what it loads, and starts nothing (ld.so(8)); another one gives the version.
     for name in ["postgres", "initdb", "psql"] {
         let mut asked = Command::new(directory.join(name));
@@ -401,10 +410,13 @@ impl ScratchTarget for PostgresScratch {
             return Ok(Vec::new());
         };
         let (schemas, roles) = recorded.differences(&self.address).await?;
-        let compared = [
-            ("schema", "as recorded", schemas),
-            ("roles", "as recorded", roles),
-        ];
+        let mut compared = vec![("roles", "as recorded", roles)];
+        if recorded.knows_schemas() {
+            compared.insert(0, ("schema", "as recorded", schemas));
+        } else {
+            self.unlooked
+                .push("the schema: the point was made before its digest was recorded".to_owned());
+        }
         Ok(compared
             .into_iter()
             .map(|(name, sound, problems)| {

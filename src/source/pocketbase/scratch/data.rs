@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
+use tokio_util::sync::CancellationToken;
 
 use super::named;
+use super::quiet::tame;
 use crate::drill::{Check, Level};
 use crate::error::{Context as _, Error, Result};
 use crate::source::pocketbase::facts;
@@ -15,7 +18,11 @@ use crate::source::scratch::not_one;
 pub(super) const NAMED: usize = 20;
 
 /// Checks of the databases themselves, and of the files that rows name.
-pub(super) fn of_data(data: &Path) -> Result<Vec<Check>> {
+pub(super) fn of_data(
+    data: &Path,
+    without_storage: bool,
+    cancel: &CancellationToken,
+) -> Result<(Vec<Check>, Vec<String>)> {
     let mut checks = Vec::new();
     for name in ["data.db", "auxiliary.db"] {
         let path = data.join(name);
@@ -27,7 +34,8 @@ pub(super) fn of_data(data: &Path) -> Result<Vec<Check>> {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let failed = |e: rusqlite::Error| Error::failed(format!("{name} can not be read")).because(e);
-        let connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        let mut connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        tame(&mut connection, cancel).map_err(failed)?;
         let problems = |pragma: &str| -> Result<Vec<String>> {
             let mut statement = connection.prepare(pragma).map_err(failed)?;
             let columns = statement.column_count();
@@ -58,8 +66,19 @@ pub(super) fn of_data(data: &Path) -> Result<Vec<Check>> {
             },
         ));
     }
+    let mut unlooked = Vec::new();
     let (files, elsewhere) = facts::files(&data.join("data.db"))?;
-    if !elsewhere {
+    if elsewhere && !files.is_empty() {
+        unlooked.push(format!(
+            "{} files that rows name: they are in a bucket, and in no point",
+            files.len()
+        ));
+    } else if without_storage && !files.is_empty() {
+        unlooked.push(format!(
+            "{} files that rows name: the policy leaves storage out",
+            files.len()
+        ));
+    } else if !elsewhere && !without_storage {
         let mut missing = Vec::new();
         for file in &files {
             let path = data.join("storage").join(file);
@@ -74,15 +93,17 @@ pub(super) fn of_data(data: &Path) -> Result<Vec<Check>> {
         checks.push(if missing.is_empty() {
             Check::passed("files that rows name", Level::Facts, expected)
         } else {
+            // Their names are of the users who uploaded them.
             Check::failed(
                 "files that rows name",
                 Level::Facts,
                 expected,
-                format!("{} are missing: {}", missing.len(), named(&missing)),
+                format!("{} are missing", missing.len()),
             )
+            .with_detail(named(&missing))
         });
     }
-    Ok(checks)
+    Ok((checks, unlooked))
 }
 
 fn shown(value: ValueRef<'_>) -> String {
@@ -95,10 +116,15 @@ fn shown(value: ValueRef<'_>) -> String {
 }
 
 /// The one value of a query, as text. Nothing is changed.
-pub(super) fn ask(path: &Path, query: &str) -> Result<Option<String>> {
+pub(super) fn ask(path: &Path, query: &str, cancel: &CancellationToken) -> Result<Option<String>> {
     let failed = |e: rusqlite::Error| Error::failed("the query can not be carried out").because(e);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    tame(&mut connection, cancel).map_err(failed)?;
+    // The operator's own query may ask a view.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, true)
+        .map_err(failed)?;
     connection
         .pragma_update(None, "query_only", true)
         .map_err(failed)?;

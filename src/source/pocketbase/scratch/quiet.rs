@@ -5,8 +5,10 @@ use std::path::Path;
 
 use aws_lc_rs::{aead, hmac};
 use base64::Engine as _;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, params};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::World;
 use crate::error::{Error, Kind, Result};
@@ -15,6 +17,8 @@ use crate::source::pocketbase::facts;
 
 /// Where nobody listens: mail that the copy would send ends here.
 const NOWHERE_PORT: u16 = 1;
+/// Steps of SQLite between two looks at whether the drill goes on.
+const STEPS_BETWEEN_LOOKS: i32 = 10_000;
 /// For so long a token opens the copy.
 const TOKEN_SECONDS: i64 = 3600;
 /// The kinds of token that PocketBase signs with a collection's own secrets.
@@ -39,9 +43,15 @@ fn sql(e: rusqlite::Error) -> Error {
 
 /// Turns off what could reach anything, and makes a superuser's token from what is in the database (a password would
 /// have to be an argument). Nothing of it is in the backup.
-pub(super) fn neutralise(data: &Path, settings_key: Option<&SecretText>, world: &World) -> Result<Access> {
+pub(super) fn neutralise(
+    data: &Path,
+    settings_key: Option<&SecretText>,
+    cancel: &CancellationToken,
+    world: &World,
+) -> Result<Access> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(data, flags).map_err(sql)?;
+    tame(&mut connection, cancel).map_err(sql)?;
     let change = connection.transaction().map_err(sql)?;
     if let Some(text) = facts::settings(&change).map_err(sql)? {
         let settings = match serde_json::from_slice::<Value>(&text) {
@@ -104,6 +114,20 @@ pub(super) fn neutralise(data: &Path, settings_key: Option<&SecretText>, world: 
         token: token(&claims, &format!("{key}{secret}")),
         rows,
     })
+}
+
+/// Has a restored database do nothing of its own: no trigger, no view, no function in its schema; and end when the drill does.
+pub(super) fn tame(connection: &mut Connection, cancel: &CancellationToken) -> rusqlite::Result<()> {
+    for (what, on) in [
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+        (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+    ] {
+        connection.set_db_config(what, on)?;
+    }
+    let cancel = cancel.clone();
+    connection.progress_handler(STEPS_BETWEEN_LOOKS, Some(move || cancel.is_cancelled()))
 }
 
 /// Settings that PocketBase encrypts with the key in the variable of `--encryptionEnv`: base64 of nonce, AES-GCM and tag.

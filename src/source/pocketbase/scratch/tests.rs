@@ -2,6 +2,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::data::of_data;
 use super::quiet::{neutralise, quiet};
@@ -34,13 +35,15 @@ fn data(directory: &Path) -> Connection {
 }
 
 fn failed(directory: &Path) -> Vec<(String, String)> {
-    let checks = of_data(directory).unwrap();
+    let checks = of_data(directory, false, &CancellationToken::new()).unwrap().0;
     assert!(
         checks.len() >= 3 && checks.iter().all(|c| c.level == Some(4)),
         "{checks:?}"
     );
     let failed = checks.into_iter().filter(|c| c.result != Outcome::Passed);
-    failed.map(|c| (c.name, c.actual)).collect()
+    failed
+        .map(|c| (c.name, format!("{} {}", c.actual, c.detail.unwrap_or_default())))
+        .collect()
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn a_missing_file_a_broken_page_and_a_row_without_its_parent_are_caught() {
     std::fs::remove_file(directory.path().join("storage/c1/r1/a.txt")).unwrap();
     let told = failed(directory.path());
     assert!(
-        told.len() == 1 && told[0].1.contains("1 are missing: c1/r1/a.txt"),
+        told.len() == 1 && told[0].1.contains("1 are missing c1/r1/a.txt"),
         "{told:?}"
     );
     std::fs::write(directory.path().join("storage/c1/r1/a.txt"), b"x").unwrap();
@@ -90,9 +93,14 @@ fn settings_that_nobody_here_can_read_are_not_booted() {
         )
         .unwrap();
     let world = World::system();
-    let error = neutralise(&directory.path().join("data.db"), None, &world)
-        .err()
-        .unwrap();
+    let error = neutralise(
+        &directory.path().join("data.db"),
+        None,
+        &CancellationToken::new(),
+        &world,
+    )
+    .err()
+    .unwrap();
     assert_eq!(error.kind(), Kind::DrillCouldNotRun, "{error:?}");
     // And nothing that could be read is left as it was.
     let loud = json!({"smtp": {"enabled": true, "host": "mail.example.net"}, "s3": {"enabled": true}, "backups": {"cron": "* * * * *", "s3": {"enabled": true}}, "meta": {"appName": "Shop"}});

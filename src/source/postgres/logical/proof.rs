@@ -32,6 +32,11 @@ impl Recorded {
         }
     }
 
+    /// Whether the point says anything of the schema of its databases.
+    pub(in crate::source::postgres) fn knows_schemas(&self) -> bool {
+        self.schemas.values().any(Option::is_some)
+    }
+
     /// What is different in a cluster that was restored, a sentence each; first of the schemas, then of the roles.
     pub(in crate::source::postgres) async fn differences(
         &self,
