@@ -475,6 +475,13 @@ async fn evidence_is_locked_where_points_are() {
     let said = harness::run(&mut command(&site, &["drill", "app"]));
     assert_eq!(said.code, 0, "{said}");
     let key = format!("shop/{}", said.json()["evidence"].as_str().unwrap());
-    let head = weed.client().head_object().bucket("locked").key(&key).send().await.unwrap();
+    let head = weed
+        .client()
+        .head_object()
+        .bucket("locked")
+        .key(&key)
+        .send()
+        .await
+        .unwrap();
     assert!(head.object_lock_retain_until_date().is_some(), "{key}");
 }
