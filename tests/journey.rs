@@ -6,6 +6,8 @@
 mod apart;
 #[path = "journey/chain.rs"]
 mod chain;
+#[path = "journey/check.rs"]
+mod check;
 #[path = "journey/databases.rs"]
 mod databases;
 #[path = "journey/defects.rs"]

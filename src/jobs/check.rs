@@ -1,5 +1,7 @@
 //! Checks: policy, secrets, access, what the store can do, the sources, the next runs. Everything wrong at once.
 
+mod drills;
+
 use chrono::{DateTime, Utc};
 
 use super::Session;
@@ -51,6 +53,7 @@ pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
     let unusable = super::notices::unusable(session);
     found.of_policy |= !unusable.is_empty();
     found.list.extend(unusable);
+    drills::check(session, &mut found).await;
     if notify {
         found.list.extend(super::notices::try_all(session).await);
     }

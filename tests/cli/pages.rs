@@ -102,7 +102,7 @@ fn the_units_and_cron_lines_call_what_there_is() {
             commands += 1;
         }
     }
-    assert_eq!(commands, 5);
+    assert_eq!(commands, 6);
 }
 
 #[test]

@@ -7,10 +7,12 @@ mod quiet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use self::data::NAMED;
@@ -28,6 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const ANSWER: Duration = Duration::from_secs(60);
 /// Its port, where it has a network of its own.
 const PORT: u16 = 8090;
+const INSTALL: &str = "Install the version that serves the original in a directory of PATH, or set binaries in the drill to its directory.";
 /// What is kept of its log for a message.
 const LOG_TOLD_BYTES: u64 = 2000;
 
@@ -58,7 +61,7 @@ impl PocketBaseScratch {
     /// # Errors
     /// It can not be made.
     pub(super) async fn start(plan: ScratchPlan) -> Result<Self> {
-        let program = program(&plan)
+        let program = program(plan.binaries.as_deref())
             .map(|path| {
                 path.canonicalize()
                     .doing(|| format!("can not read {}", path.display()))
@@ -100,11 +103,7 @@ impl PocketBaseScratch {
 
     /// Boots it. `Err` with [`Kind::DrillCouldNotRun`]: nobody knows whether it would.
     async fn boot(&mut self, context: &Context) -> Result<Access> {
-        let program = self.program.clone().ok_or_else(|| {
-            Error::new(Kind::DrillCouldNotRun, "the program pocketbase is not here").hint(
-                "Install the version that serves the original in a directory of PATH, or set binaries in the drill to its directory.",
-            )
-        })?;
+        let program = self.program.clone().ok_or_else(absent)?;
         let mut asked = self.order(&program, vec!["--version".to_owned()]);
         asked.heard = true;
         let mut asked = self.sandbox.start(asked).await?;
@@ -227,13 +226,48 @@ impl Running {
     }
 }
 
+fn absent() -> Error {
+    Error::new(Kind::DrillCouldNotRun, "the program pocketbase is not here").hint(INSTALL)
+}
+
+/// What the program that would be booted says it is, such as `pocketbase version 0.40.6`.
+///
+/// # Errors
+/// There is none, or it does not run.
+pub(super) async fn installed(binaries: Option<&Path>) -> Result<String> {
+    let program = program(binaries).ok_or_else(absent)?;
+    let mut asked = Command::new(&program);
+    asked
+        .arg("--version")
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let fails = |why: String| {
+        let what = format!("{} can not be run", program.display());
+        Error::new(Kind::DrillCouldNotRun, what)
+            .because(why)
+            .hint(INSTALL)
+    };
+    let said = tokio::time::timeout(PATIENCE, asked.output())
+        .await
+        .map_err(|_| fails("it does not end".to_owned()))?
+        .map_err(|e| fails(e.to_string()))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    match text.lines().next() {
+        Some(first) if said.status.success() => Ok(first.trim().to_owned()),
+        _ => Err(fails(format!("asked for its version: {}", said.status))),
+    }
+}
+
 /// The program, from the drill's directory, or where programs are.
-fn program(plan: &ScratchPlan) -> Option<PathBuf> {
+fn program(binaries: Option<&Path>) -> Option<PathBuf> {
     let mut candidates = Vec::new();
-    match &plan.binaries {
+    match binaries {
         // A directory with a server's programs says nothing of this one.
         Some(path) if !path.join("initdb").exists() && !path.join("bin/initdb").exists() => {
-            candidates.extend([path.join("pocketbase"), path.clone()]);
+            candidates.extend([path.join("pocketbase"), path.to_owned()]);
         }
         _ => {
             let path = std::env::var_os("PATH").unwrap_or_default();

@@ -62,29 +62,57 @@ const SETTINGS: [&str; 24] = [
 ];
 
 /// Server programs of one version.
-struct Server {
+pub(super) struct Server {
     major: u32,
-    version: String,
-    directory: PathBuf,
+    pub(super) version: String,
+    pub(super) directory: PathBuf,
 }
 
-/// The server programs of a major version.
-///
-/// # Errors
-/// There are none: names the package.
-async fn find(binaries: Option<&Path>, major: u32) -> Result<Server> {
-    let candidates = match binaries {
+/// Directories with server programs of any version.
+pub(super) fn places(binaries: Option<&Path>) -> Vec<PathBuf> {
+    let mut candidates = match binaries {
         // A directory with pocketbase says nothing of these.
         Some(directory) if !directory.join("pocketbase").is_file() => {
             vec![directory.to_owned(), directory.join("bin")]
         }
         _ => client::candidates(),
     };
+    candidates.retain(|directory| directory.join("initdb").is_file());
+    candidates
+}
+
+/// Whether a server that is given to drills can be one, as far as looking tells; gives its version.
+///
+/// # Errors
+/// As a drill that takes it.
+pub(super) async fn examine_given(
+    url: &SecretText,
+    major: Option<u32>,
+    backed_up: Option<&str>,
+    databases: &[String],
+) -> Result<String> {
+    Given::examine(&given_address(url)?, major, backed_up, databases).await
+}
+
+fn given_address(url: &SecretText) -> Result<Address> {
+    let address = Address::parse(url)?;
+    if let Some(database) = address.database() {
+        return Err(Error::new(
+            Kind::DrillCouldNotRun,
+            format!("the URL of the drill's server names a database, {database}"),
+        )
+        .hint("Write it without one: databases are restored under their own names."));
+    }
+    Ok(address)
+}
+
+/// The server programs of a major version.
+///
+/// # Errors
+/// There are none: names the package.
+pub(super) async fn find(binaries: Option<&Path>, major: u32) -> Result<Server> {
     let mut others = Vec::new();
-    for directory in candidates {
-        if !directory.join("initdb").is_file() {
-            continue;
-        }
+    for directory in places(binaries) {
         let mut command = Command::new(directory.join("postgres"));
         command
             .arg("--version")
@@ -219,14 +247,7 @@ impl PostgresScratch {
         backed_up: Option<&str>,
         clients: Vec<Clients>,
     ) -> Result<Self> {
-        let address = Address::parse(&url)?;
-        if let Some(database) = address.database() {
-            return Err(Error::new(
-                Kind::DrillCouldNotRun,
-                format!("the URL of the drill's server names a database, {database}"),
-            )
-            .hint("Write it without one: databases are restored under their own names."));
-        }
+        let address = given_address(&url)?;
         let programs = client::for_dump(&clients, major)?;
         let sandbox = plan.sandbox(Vec::new()).await?;
         let given = Given::take(&address, major, backed_up, &databases).await?;

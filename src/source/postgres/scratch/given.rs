@@ -10,6 +10,13 @@ const MARK: &str = "lifeboat_drill";
 /// One drill at a time holds this lock (advisory locks are of a database: of `postgres`).
 const LOCK: i64 = 0x006c_6966_6562_6f61;
 
+fn refused(address: &Address, why: &str) -> Error {
+    Error::new(
+        Kind::DrillCouldNotRun,
+        format!("the server of the drill, {}, {why}", address.shown()),
+    )
+}
+
 /// A server of somebody's, as long as a drill uses it.
 pub(super) struct Given {
     /// It holds the lock.
@@ -28,13 +35,57 @@ impl Given {
         backed_up: Option<&str>,
         databases: &[String],
     ) -> Result<Self> {
-        let shown = address.shown();
-        let refuse = |why: String| {
-            Error::new(
-                Kind::DrillCouldNotRun,
-                format!("the server of the drill, {shown}, {why}"),
-            )
-        };
+        let refuse = |why: String| refused(address, &why);
+        let given = Self::reach(address, Some(major), backed_up, databases).await?;
+        let sql = format!("SELECT pg_try_advisory_lock({LOCK})");
+        let locked = given.session.row("lock the server", &sql, &[]).await?;
+        if !value::<bool>(&locked, 0)? {
+            return Err(
+                refuse("is used by another drill".to_owned()).hint("Run again when that one has ended.")
+            );
+        }
+        // What a drill left that was killed.
+        given.clear().await?;
+        given.empty(address).await?;
+        let sql = "SELECT coalesce(json_agg(rolname), '[]')::text FROM pg_roles";
+        let roles: String = value(&given.session.row("list the roles", sql, &[]).await?, 0)?;
+        given
+            .session
+            .run("mark the server", &format!("CREATE DATABASE {MARK}"))
+            .await?;
+        let comment = format!("COMMENT ON DATABASE {MARK} IS {}", literal(&roles));
+        given.session.run("mark the server", &comment).await?;
+        Ok(given)
+    }
+
+    /// Looks at it and changes nothing; gives its version. One that is marked may hold what the next drill removes.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(super) async fn examine(
+        address: &Address,
+        major: Option<u32>,
+        backed_up: Option<&str>,
+        databases: &[String],
+    ) -> Result<String> {
+        let given = Self::reach(address, major, backed_up, databases).await?;
+        let sql = format!("SELECT EXISTS (SELECT FROM pg_database WHERE datname = '{MARK}')");
+        let marked = given.session.row("look for a mark", &sql, &[]).await?;
+        if !value::<bool>(&marked, 0)? {
+            given.empty(address).await?;
+        }
+        given.session.close().await;
+        Ok(given.version)
+    }
+
+    /// A session with it, when it is another server than the one that was backed up, and of the major version.
+    async fn reach(
+        address: &Address,
+        major: Option<u32>,
+        backed_up: Option<&str>,
+        databases: &[String],
+    ) -> Result<Self> {
+        let refuse = |why: String| refused(address, &why);
         if let Some(name) = databases
             .iter()
             .find(|name| ["postgres", "template1"].contains(&name.as_str()))
@@ -52,7 +103,7 @@ impl Given {
             }
         })?;
         let version = session.version().await?;
-        if version / 10_000 != major {
+        if let Some(major) = major.filter(|major| version / 10_000 != *major) {
             return Err(refuse(format!(
                 "is of version {}, and the point of version {major}",
                 version / 10_000
@@ -71,30 +122,17 @@ impl Given {
                 .hint("Give the drill a server of its own, on which nothing else is."));
         }
         let version: String = value(&row, 1)?;
-        let sql = format!("SELECT pg_try_advisory_lock({LOCK})");
-        if !value::<bool>(&session.row("lock the server", &sql, &[]).await?, 0)? {
-            return Err(
-                refuse("is used by another drill".to_owned()).hint("Run again when that one has ended.")
-            );
-        }
-        let given = Self { session, version };
-        // What a drill left that was killed.
-        given.clear().await?;
+        Ok(Self { session, version })
+    }
+
+    async fn empty(&self, address: &Address) -> Result<()> {
         let sql = "SELECT datname::text FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY 1 LIMIT 1";
-        if let Some(row) = given.session.rows("list the databases", sql, &[]).await?.first() {
+        if let Some(row) = self.session.rows("list the databases", sql, &[]).await?.first() {
             let name: String = value(row, 0)?;
-            return Err(refuse(format!("is not empty: it has the database {name}"))
+            return Err(refused(address, &format!("is not empty: it has the database {name}"))
                 .hint("Give the drill a server of its own, on which nothing else is: everything on it is removed afterwards."));
         }
-        let sql = "SELECT coalesce(json_agg(rolname), '[]')::text FROM pg_roles";
-        let roles: String = value(&given.session.row("list the roles", sql, &[]).await?, 0)?;
-        given
-            .session
-            .run("mark the server", &format!("CREATE DATABASE {MARK}"))
-            .await?;
-        let comment = format!("COMMENT ON DATABASE {MARK} IS {}", literal(&roles));
-        given.session.run("mark the server", &comment).await?;
-        Ok(given)
+        Ok(())
     }
 
     /// Removes all that a drill has made, if the server is marked.
