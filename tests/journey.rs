@@ -2,6 +2,8 @@
 //! server: policy, keys, init, check, run, list, restore, verify, prune, hold, status, and restore.py beside our own.
 #![allow(clippy::unwrap_used)]
 
+#[path = "journey/accept.rs"]
+mod accept;
 #[path = "journey/apart.rs"]
 mod apart;
 #[path = "journey/chain.rs"]

@@ -401,6 +401,21 @@ pub enum EvidenceAction {
         #[arg(value_name = "FILES")]
         files: Vec<PathBuf>,
     },
+    /// Accept that evidence is lost: it is missing or was changed, and there is no copy to put back
+    #[command(
+        after_help = "Example:\n  backup evidence accept 01K9ZB3T7Q8M4V6W2X1Y0ZABCD --reason \"deleted by a lifecycle rule; see ticket 1234\"\n\nUntil evidence that is named by other evidence, or known to this host, is there again, nothing expires and `status` fails.\nPut it back from a copy where there is one: that needs no acceptance. Else this writes evidence, signed as a drill's is, that\nit is lost, and why; from then on only `evidence list`, `report` and `verify` tell it, as a warning. What it proved of\nrecovery points is not known any more."
+    )]
+    Accept {
+        /// What is lost [without: what is lost is listed, with the command that accepts it, and exit 2]
+        #[arg(value_name = "ID", value_parser = evidence_id)]
+        ids: Vec<ulid::Ulid>,
+        /// What happened to it, for who reads the evidence later
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Show what would be written; nothing is
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 fn evidence_id(text: &str) -> Result<ulid::Ulid, String> {

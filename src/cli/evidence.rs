@@ -1,4 +1,4 @@
-//! `backup evidence list|show|report|verify`
+//! `backup evidence list|show|report|verify|accept`
 
 use super::Surroundings;
 use super::args::EvidenceAction;
@@ -6,9 +6,9 @@ use super::drill::level;
 use super::text::{clean, count, table, utc};
 use crate::error::{Context as _, Kind, Result};
 use crate::jobs;
-use crate::jobs::evidence::Month;
-use crate::jobs::report::{EvidenceReport, MonthReport};
-use crate::repository::evidence::PublicKey;
+use crate::jobs::evidence::{Acceptance, Month};
+use crate::jobs::report::{AcceptReport, EvidenceReport, ListedEvidence, MonthReport};
+use crate::repository::evidence::{Loss, Predicate, PublicKey, Statement};
 
 /// Lists, shows, or verifies (exit 21 when something is wrong with the chain).
 pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Result<u8> {
@@ -23,12 +23,12 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
                         e.id.clone(),
                         e.number.to_string(),
                         e.at.map_or_else(|| "-".to_owned(), utc),
-                        e.drill.clone(),
+                        or_none(&e.drill),
                         e.result.clone(),
                         e.level.map_or_else(|| "-".to_owned(), |l| l.to_string()),
                         e.sources.join(", "),
                         if e.signed { "yes" } else { "NO" }.to_owned(),
-                        if e.here { "on this host only" } else { "" }.to_owned(),
+                        notes(e),
                     ]
                 });
                 table(
@@ -43,9 +43,9 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
         EvidenceAction::Show { id } => {
             let session = surroundings.session()?;
             let found = surroundings.reading(jobs::evidence::show(&session, id)).await?;
-            surroundings.printer.result(&found.statement, || {
-                markdown(&found.id().to_string(), found.report())
-            })?;
+            surroundings
+                .printer
+                .result(&found.statement, || shown(&found.statement))?;
             Ok(0)
         }
         EvidenceAction::Report { month } => {
@@ -59,6 +59,22 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
                 .await?;
             warn(surroundings, &report.warnings);
             surroundings.printer.result(&report, || of_month(&report))?;
+            Ok(0)
+        }
+        EvidenceAction::Accept { ids, reason, dry_run } => {
+            let session = surroundings.session()?;
+            let asked = Acceptance {
+                ids: &ids,
+                reason: reason.as_deref(),
+                by: &super::hold::who(&surroundings.lookup),
+                dry_run,
+            };
+            let report = jobs::evidence::accept(&session, asked).await?;
+            if !dry_run {
+                surroundings.touch(&session);
+            }
+            warn(surroundings, report.problems.iter().chain(&report.warnings));
+            surroundings.printer.result(&report, || accepted(&report))?;
             Ok(0)
         }
         EvidenceAction::Verify { key, newest, files } => {
@@ -91,11 +107,71 @@ fn warn<'a>(surroundings: &Surroundings, all: impl IntoIterator<Item = &'a Strin
     }
 }
 
+fn or_none(text: &str) -> String {
+    if text.is_empty() { "-" } else { text }.to_owned()
+}
+
+/// What is special about it.
+fn notes(e: &ListedEvidence) -> String {
+    let mut notes = Vec::new();
+    if !e.lost.is_empty() {
+        notes.push(format!("lost: {}", e.lost.join(", ")));
+    }
+    if e.here {
+        notes.push("on this host only".to_owned());
+    }
+    notes.join("; ")
+}
+
+/// What was accepted, or would be.
+fn accepted(report: &AcceptReport) -> String {
+    let Some(place) = &report.evidence else {
+        let shown = shown(&report.statement);
+        return format!("a plan only: nothing was written; the id is another one then\n\n{shown}");
+    };
+    let lost = report.lost.iter();
+    let mut out: String = lost
+        .map(|lost| format!("{} (number {}) is accepted as lost\n", lost.id, lost.number))
+        .collect();
+    out += &format!("evidence: {}\n", clean(place));
+    out
+}
+
+/// A statement for people, in Markdown.
+fn shown(statement: &Statement) -> String {
+    let Predicate {
+        id,
+        number,
+        lost,
+        reason,
+        report,
+        ..
+    } = &statement.predicate;
+    if lost.is_empty() {
+        return markdown(&id.to_string(), report);
+    }
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| "-".to_owned(), cell);
+    let mut out = format!(
+        "# Loss of evidence, accepted\n\nEvidence {id} (number {number}), environment {}, Lifeboat {}, of {}, by {}.\n\n",
+        text(&report["environment"]),
+        text(&report["version"]),
+        text(&report["at"]),
+        text(&report["by"]),
+    );
+    out += &format!("Reason: {}\n\n", cell(reason.as_deref().unwrap_or("-")));
+    out += "| lost evidence | number | SHA-256 |\n|---|---|---|\n";
+    for lost in lost {
+        out += &format!("| {} | {} | {} |\n", lost.id, lost.number, cell(&lost.sha256));
+    }
+    out + "\nWhat it proved of recovery points is not known any more.\n"
+}
+
 /// A month for people, in Markdown.
 fn of_month(report: &MonthReport) -> String {
+    let whole = whole(&report.lost);
     let chain = match (report.problems.as_slice(), report.signatures_checked) {
-        ([], true) => "whole, every one signed by the policy's key".to_owned(),
-        ([], false) => "whole; no key is at hand to compare signatures with".to_owned(),
+        ([], true) => format!("{whole}, every one signed by the policy's key"),
+        ([], false) => format!("{whole}; no key is at hand to compare signatures with"),
         (some, _) => some.join("; "),
     };
     let mut out = format!(
@@ -104,6 +180,12 @@ fn of_month(report: &MonthReport) -> String {
         report.environment,
         cell(&chain)
     );
+    for loss in &report.lost {
+        out += &format!("- {}\n", cell(&loss.to_string()));
+    }
+    if !report.lost.is_empty() {
+        out.push('\n');
+    }
     out += "| source | passed | failed | could not run | slowest restore | objective | passed last (UTC) | points | of them proven | |\n";
     out += "|---|---|---|---|---|---|---|---|---|---|\n";
     let seconds = |of: Option<f64>| of.map_or_else(|| "-".to_owned(), super::text::span);
@@ -163,10 +245,22 @@ fn verified(report: &EvidenceReport) -> String {
     }
     out += &format!(
         "{}: {} looked at, {signatures}{newest}\n",
-        if report.ok { "whole" } else { "NOT WHOLE" },
+        if report.ok {
+            whole(&report.lost)
+        } else {
+            "NOT WHOLE".to_owned()
+        },
         report.evidence,
     );
     out
+}
+
+fn whole(lost: &[Loss]) -> String {
+    match lost.len() {
+        0 => "whole".to_owned(),
+        1 => "whole but for 1 accepted loss".to_owned(),
+        n => format!("whole but for {n} accepted losses"),
+    }
 }
 
 /// A report for people, in Markdown.
@@ -247,5 +341,5 @@ fn markdown(id: &str, report: &serde_json::Value) -> String {
 
 /// Text that breaks no table.
 fn cell(text: &str) -> String {
-    clean(text).replace('|', "\\|")
+    clean(text).replace('\n', " ").replace('|', "\\|")
 }

@@ -14,7 +14,8 @@ use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
 
 pub use drills::{
-    Coverage, DrillReport, EvidenceList, EvidenceReport, ListedEvidence, MonthReport, SourceDrill,
+    AcceptReport, Coverage, DrillReport, EvidenceList, EvidenceReport, ListedEvidence, MonthReport,
+    SourceDrill,
 };
 
 /// A failure inside a document.

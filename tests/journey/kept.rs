@@ -21,7 +21,7 @@ fn drilled(site: &Site, arguments: &[&str]) -> (Said, Value) {
 }
 
 /// The same command while the repository can not be written.
-fn read_only(site: &Site, of: &Command) -> Command {
+pub fn read_only(site: &Site, of: &Command) -> Command {
     let mut command = Command::new("unshare");
     command.arg("--mount");
     if !rustix::process::geteuid().is_root() {

@@ -36,7 +36,12 @@ pub struct Known {
 impl Known {
     /// What is missing or was changed, a sentence each: then nobody knows all that drills found.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = self.chain.problems(&self.remembered);
+        self.problems_of(&self.chain)
+    }
+
+    /// The same of a chain that goes on from this one.
+    pub fn problems_of(&self, chain: &Chain) -> Vec<String> {
+        let mut problems = chain.problems(&self.remembered);
         problems.extend(self.troubles.iter().cloned());
         problems
     }
@@ -137,7 +142,8 @@ impl Reading<'_> {
             let names = self
                 .evidence
                 .values()
-                .flat_map(|e| &e.statement.predicate.previous);
+                .map(|e| &e.statement.predicate)
+                .flat_map(|said| said.previous.iter().chain(&said.lost));
             let absent: BTreeSet<Ulid> = names
                 .chain(remembered)
                 .map(|name| name.id)

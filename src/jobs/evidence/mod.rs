@@ -1,5 +1,6 @@
 //! Evidence: kept by drills, listed, shown, and verified: also offline, with nothing but files and a public key.
 
+mod accept;
 mod files;
 mod keep;
 mod known;
@@ -15,8 +16,9 @@ use super::report::{EvidenceList, EvidenceReport, ListedEvidence};
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
 use crate::repository::Repository;
-use crate::repository::evidence::{self, Chain, Evidence, PublicKey, SigningKey};
+use crate::repository::evidence::{self, Aside, Chain, Evidence, Loss, PublicKey, SigningKey};
 
+pub use accept::{Acceptance, accept};
 pub use files::verify_files;
 pub use keep::Keeper;
 pub use month::{Month, month};
@@ -54,21 +56,29 @@ async fn known(session: &Session, repository: &Repository) -> Result<Known> {
     known::read(session, Some(repository), key.as_ref()).await
 }
 
+/// What stands as the result of what accepts a loss.
+const ACCEPTED: &str = "accepted";
+
 /// What evidence says, in a line.
 fn listed(evidence: &Evidence, here: bool) -> ListedEvidence {
     let report = evidence.report();
     let text = |key: &str| report[key].as_str().unwrap_or_default().to_owned();
     let sources = report["sources"].as_array().into_iter().flatten();
+    let lost = &evidence.statement.predicate.lost;
     ListedEvidence {
         id: evidence.id().to_string(),
         number: evidence.number(),
         at: report["at"].as_str().and_then(|at| at.parse().ok()),
         drill: text("drill"),
-        result: text("result"),
+        result: match lost.is_empty() {
+            true => text("result"),
+            false => ACCEPTED.to_owned(),
+        },
         level: report["level"].as_u64(),
         sources: sources
             .filter_map(|s| s["source"].as_str().map(str::to_owned))
             .collect(),
+        lost: lost.iter().map(|lost| lost.id.to_string()).collect(),
         signed: !evidence.signatures.is_empty(),
         here,
     }
@@ -82,11 +92,13 @@ pub async fn list(session: &Session) -> Result<EvidenceList> {
     let repository = session.open(Role::Writer).await?;
     let known = known(session, &repository).await?;
     let own = known.chain.evidence().iter();
+    let lost = known.chain.losses();
     Ok(EvidenceList {
         evidence: own.map(|e| listed(e, known.here.contains_key(&e.id()))).collect(),
         put_aside: known.chain.aside().to_vec(),
         problems: known.problems(),
-        warnings: known.warnings(),
+        warnings: with_losses(&lost, known.warnings()),
+        lost,
     })
 }
 
@@ -129,7 +141,7 @@ pub async fn verify(
     let known = known::read(session, Some(&repository), key).await?;
     let mut report = judged(&known.chain, key, newest);
     report.problems.extend(known.problems());
-    report.warnings = known.warnings();
+    report.warnings.extend(known.warnings());
     report.ok = report.problems.is_empty();
     let here = |n: &ListedEvidence| known.here.keys().any(|id| id.to_string() == n.id);
     if let Some(newest) = &mut report.newest {
@@ -138,11 +150,20 @@ pub async fn verify(
     Ok(report)
 }
 
+/// Auditors are told what was accepted as lost, before all else.
+fn with_losses(lost: &[Loss], others: Vec<String>) -> Vec<String> {
+    lost.iter().map(ToString::to_string).chain(others).collect()
+}
+
 /// What is to be told of any chain, beside its own problems: what has the name of evidence and is none, that there is none at
-/// all, and what somebody noted.
+/// all, and what somebody noted. What stands where evidence was accepted as lost is no problem: that place is known.
 fn judged(chain: &Chain, key: Option<&PublicKey>, newest: Option<Ulid>) -> EvidenceReport {
+    let lost = chain.losses();
+    let is_lost = |aside: &Aside| lost.iter().any(|loss| Some(loss.lost.id) == aside.id);
     let named = chain.aside().iter().filter(|a| a.id.is_some());
-    let mut problems: Vec<String> = named.clone().map(|a| format!("{} {}", a.name, a.why)).collect();
+    let say = |a: &Aside| format!("{} {}", a.name, a.why);
+    let mut problems: Vec<String> = named.clone().filter(|a| !is_lost(a)).map(say).collect();
+    let in_place = named.clone().filter(|a| is_lost(a)).map(say).collect();
     if chain.evidence().is_empty() {
         problems.push("there is no evidence".to_owned());
     }
@@ -155,7 +176,8 @@ fn judged(chain: &Chain, key: Option<&PublicKey>, newest: Option<Ulid>) -> Evide
         problems,
         passed_over: chain.aside().iter().filter(|a| a.id.is_none()).count(),
         put_aside: chain.aside().to_vec(),
-        warnings: Vec::new(),
+        warnings: with_losses(&lost, in_place),
+        lost,
     }
 }
 
@@ -178,7 +200,10 @@ pub async fn told(session: &Session, repository: &Repository) -> Told {
             proven: Proven::told_by(&known.chain),
             problems: match known.problems() {
                 none if none.is_empty() => Vec::new(),
-                some => vec![doubt(&known::some(some))],
+                some => vec![doubt(&format!(
+                    "{} (put it back from a copy; where there is none: `backup evidence accept`)",
+                    known::some(some)
+                ))],
             },
             warnings: known.warnings(),
         },
@@ -210,6 +235,6 @@ pub async fn settled(session: &Session, repository: &Repository) -> Result<(Prov
             "what drills proved can not be told, and nothing expires before it can: {}",
             known::some(some)
         ))
-        .hint("Put it back from a copy; `backup evidence verify` names all that is amiss.")),
+        .hint("Put it back from a copy; where there is none, `backup evidence accept` lists what is lost, and accepts it.")),
     }
 }

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use super::super::Session;
 use super::super::report::{Coverage, MonthReport};
 use super::super::session::Role;
-use super::{Proven, known, listed};
+use super::{Proven, known, listed, with_losses};
 use crate::drill::RECOVERY_KEY;
 use crate::error::{Error, Result};
 use crate::repository::evidence::Evidence;
@@ -29,6 +29,7 @@ pub async fn month(session: &Session, month: Month) -> Result<MonthReport> {
     let line = |e: &Evidence| listed(e, known.here.contains_key(&e.id()));
     let all = known.chain.evidence().iter();
     let of_month: Vec<&Evidence> = all
+        .filter(|e| e.statement.predicate.lost.is_empty())
         .filter(|e| line(e).at.is_some_and(|at| month.has(at)))
         .collect();
     let mut names: BTreeSet<String> = session.policy.sources.keys().map(ToString::to_string).collect();
@@ -64,6 +65,7 @@ pub async fn month(session: &Session, month: Month) -> Result<MonthReport> {
         }
         sources.push(coverage);
     }
+    let lost = known.chain.losses();
     let aside = known.chain.aside().iter();
     let aside = aside.map(|a| format!("{} {}, and is put aside", a.name, a.why));
     Ok(MonthReport {
@@ -72,7 +74,8 @@ pub async fn month(session: &Session, month: Month) -> Result<MonthReport> {
         drills: of_month.into_iter().map(line).collect(),
         sources,
         problems: known.problems().into_iter().chain(aside).collect(),
-        warnings: known.warnings(),
+        warnings: with_losses(&lost, known.warnings()),
+        lost,
         signatures_checked: session.policy.evidence_key.is_some(),
     })
 }

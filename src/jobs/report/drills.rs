@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::Failure;
 use crate::drill::{Check, Outcome};
-use crate::repository::evidence::Aside;
-use crate::types::{Digest, RunId, SourceName};
+use crate::repository::evidence::{Aside, Loss, Statement};
+use crate::types::{Digest, EvidenceRef, RunId, SourceName};
 
 /// `drill`
 #[derive(Clone, Debug, Serialize)]
@@ -144,6 +144,8 @@ pub struct EvidenceList {
     pub put_aside: Vec<Aside>,
     /// What is missing or was changed, a sentence each.
     pub problems: Vec<String>,
+    /// What was accepted as lost.
+    pub lost: Vec<Loss>,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }
@@ -157,18 +159,45 @@ pub struct ListedEvidence {
     pub number: u64,
     /// When the drill began.
     pub at: Option<DateTime<Utc>>,
-    /// `[drill.NAME]`
+    /// `[drill.NAME]`; empty: it is of no drill.
     pub drill: String,
-    /// `passed`, `failed`, `could_not_run`.
+    /// `passed`, `failed`, `could_not_run`; `accepted`: it accepts losses.
     pub result: String,
     /// The level that was reached.
     pub level: Option<u64>,
     /// Its sources.
     pub sources: Vec<String>,
+    /// Ids of what it accepts as lost.
+    pub lost: Vec<String>,
     /// It has a signature; whose, `evidence verify` tells.
     pub signed: bool,
     /// It is not in the repository yet, but in the state directory of this host.
     pub here: bool,
+}
+
+/// `evidence accept`
+#[derive(Clone, Debug, Serialize)]
+pub struct AcceptReport {
+    /// Nothing was written.
+    pub dry_run: bool,
+    /// The id of the evidence that accepts the losses.
+    pub id: String,
+    /// Its place in the chain.
+    pub number: u64,
+    /// Its key; where the repository could not be written, the file that holds it; none: it was not written.
+    pub evidence: Option<String>,
+    /// What is accepted as lost.
+    pub lost: Vec<EvidenceRef>,
+    /// Why.
+    pub reason: String,
+    /// It is signed.
+    pub signed: bool,
+    /// All that it says.
+    pub statement: Statement,
+    /// What is wrong with the chain all the same, a sentence each.
+    pub problems: Vec<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
 }
 
 /// `evidence verify`
@@ -184,6 +213,8 @@ pub struct EvidenceReport {
     pub signatures_checked: bool,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
+    /// What was accepted as lost.
+    pub lost: Vec<Loss>,
     /// What is no evidence, and why.
     pub put_aside: Vec<Aside>,
     /// How much of that has not even the name of evidence.
@@ -205,6 +236,8 @@ pub struct MonthReport {
     pub sources: Vec<Coverage>,
     /// What is wrong with the chain of all evidence, a sentence each.
     pub problems: Vec<String>,
+    /// What was accepted as lost, in whatever month.
+    pub lost: Vec<Loss>,
     /// What the operator should know.
     pub warnings: Vec<String>,
     /// The policy's key was compared with the signatures.

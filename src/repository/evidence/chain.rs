@@ -1,14 +1,16 @@
 //! The chain of all evidence, judged. Pure.
 //!
 //! What is later is told by numbers that are signed, never by clocks. What is put aside breaks nothing by being there: only
-//! what evidence or this host names, and is not as it is named, is a hole in the chain.
+//! what evidence or this host names, and is not as it is named, is a hole in the chain. A hole that other evidence accepts as a loss
+//! is told, and is none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use ulid::Ulid;
 
-use super::Evidence;
+use super::{Evidence, Predicate};
 use crate::types::EvidenceRef;
 
 /// Something that is not taken for evidence.
@@ -26,6 +28,45 @@ pub struct Aside {
     pub why: String,
 }
 
+/// What is named, and is missing, or is not as it is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// The name.
+    pub name: EvidenceRef,
+    /// What is wrong: a sentence.
+    pub why: String,
+}
+
+/// Evidence that is lost, and that other evidence accepts as lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Loss {
+    /// What is lost.
+    #[serde(flatten)]
+    pub lost: EvidenceRef,
+    /// The evidence that says so.
+    pub accepted_by: Ulid,
+    /// When it was made.
+    pub at: Option<DateTime<Utc>>,
+    /// Why there is no way to put it back.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { lost, reason, .. } = self;
+        let by = self.accepted_by;
+        write!(
+            f,
+            "{} (number {}) is lost, accepted by {by}",
+            lost.id, lost.number
+        )?;
+        if let Some(at) = self.at {
+            write!(f, " on {}", at.format("%Y-%m-%d"))?;
+        }
+        write!(f, ": {}", reason.replace('\n', " "))
+    }
+}
+
 /// All evidence, in its order, and what was put aside.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
@@ -40,7 +81,38 @@ impl Chain {
         evidence.sort_by_key(|e| (e.number(), e.id()));
         let mut seen = BTreeSet::new();
         evidence.retain(|e| seen.insert(e.id()));
-        Self { evidence, aside }
+        let mut chain = Self { evidence, aside };
+        let lost: Vec<EvidenceRef> = chain.accepted().map(|(_, lost)| lost.clone()).collect();
+        chain.put_aside(&lost);
+        chain
+    }
+
+    /// As it is once these losses are accepted.
+    #[must_use]
+    pub fn without(&self, lost: &[EvidenceRef]) -> Self {
+        let mut chain = self.clone();
+        chain.put_aside(lost);
+        chain
+    }
+
+    /// What stands in the place of what was accepted as lost, and is named by nobody as it is, is no evidence: else the loss
+    /// would make true what took its place.
+    fn put_aside(&mut self, lost: &[EvidenceRef]) {
+        if lost.is_empty() {
+            return;
+        }
+        let named = self.names().map(|(_, name)| name).chain(lost);
+        let named: BTreeSet<(Ulid, String)> = named.map(|name| (name.id, name.sha256.clone())).collect();
+        let lost: BTreeSet<Ulid> = lost.iter().map(|name| name.id).collect();
+        let other = |e: &Evidence| lost.contains(&e.id()) && !named.contains(&(e.id(), e.sha256.clone()));
+        let (goes, stays) = std::mem::take(&mut self.evidence).into_iter().partition(other);
+        self.evidence = stays;
+        self.aside.extend(goes.into_iter().map(|e: Evidence| Aside {
+            name: e.id().to_string(),
+            id: Some(e.id()),
+            sha256: Some(e.sha256),
+            why: "is not what was accepted as lost under its name".to_owned(),
+        }));
     }
 
     /// The evidence: by number, then by id.
@@ -70,6 +142,28 @@ impl Chain {
             .flat_map(move |e| (0..previous(e)).map(move |n| (e, &e.statement.predicate.previous[n])))
     }
 
+    /// Every loss that one accepts, with who does.
+    fn accepted(&self) -> impl Iterator<Item = (&Evidence, &EvidenceRef)> {
+        let all = self.evidence.iter();
+        all.flat_map(|e| e.statement.predicate.lost.iter().map(move |lost| (e, lost)))
+    }
+
+    /// What is lost, and accepted as lost. What was put back is neither.
+    pub fn losses(&self) -> Vec<Loss> {
+        let own = self.by_id();
+        let mut seen = BTreeSet::new();
+        self.accepted()
+            .filter(|(_, lost)| own.get(&lost.id).is_none_or(|e| e.reference() != **lost))
+            .filter(|(_, lost)| seen.insert(*lost))
+            .map(|(by, lost)| Loss {
+                lost: lost.clone(),
+                accepted_by: by.id(),
+                at: by.report()["at"].as_str().and_then(|at| at.parse().ok()),
+                reason: by.statement.predicate.reason.clone().unwrap_or_default(),
+            })
+            .collect()
+    }
+
     /// What the next evidence names: all that no other one does. What a host remembers and can not be found is among it, and
     /// stands for what was put in its place.
     pub fn tips(&self, remembered: &[EvidenceRef]) -> Vec<EvidenceRef> {
@@ -96,25 +190,44 @@ impl Chain {
 
     /// What is wrong with the chain, a sentence each, in its order.
     pub fn problems(&self, remembered: &[EvidenceRef]) -> Vec<String> {
+        let holes = self.holes(remembered).into_iter();
+        holes.map(|hole| hole.why).collect()
+    }
+
+    /// Where the chain is broken, and no evidence accepts that, in its order.
+    pub fn holes(&self, remembered: &[EvidenceRef]) -> Vec<Hole> {
         let (own, aside) = (self.by_id(), self.aside_by_id());
-        let mut problems = Vec::new();
+        let mut holes = Vec::new();
+        let mut hole = |name: &EvidenceRef, why: String| {
+            let name = name.clone();
+            holes.push(Hole { name, why });
+        };
         for (evidence, name) in self.names() {
             let id = evidence.id();
-            let changed = format!("evidence {id} follows {}, which was changed since", name.id);
+            let changed = || format!("evidence {id} follows {}, which was changed since", name.id);
             match (own.get(&name.id), aside.get(&name.id)) {
-                (Some(before), _) if before.sha256 != name.sha256 => problems.push(changed),
-                (Some(before), _) if before.number() != name.number => problems.push(format!(
-                    "evidence {id} follows {} as number {}, and that is number {}",
-                    name.id,
-                    name.number,
-                    before.number()
-                )),
+                (Some(before), _) if before.sha256 != name.sha256 => hole(name, changed()),
+                (Some(before), _) if before.number() != name.number => hole(
+                    name,
+                    format!(
+                        "evidence {id} follows {} as number {}, and that is number {}",
+                        name.id,
+                        name.number,
+                        before.number()
+                    ),
+                ),
                 (Some(_), _) => {}
                 (None, Some(other)) if other.sha256.as_ref() == Some(&name.sha256) => {
-                    problems.push(format!("evidence {id} follows {}, which {}", name.id, other.why))
+                    hole(
+                        name,
+                        format!("evidence {id} follows {}, which {}", name.id, other.why),
+                    );
                 }
-                (None, Some(_)) => problems.push(changed),
-                (None, None) => problems.push(format!("evidence {id} follows {}, which is missing", name.id)),
+                (None, Some(_)) => hole(name, changed()),
+                (None, None) => hole(
+                    name,
+                    format!("evidence {id} follows {}, which is missing", name.id),
+                ),
             }
         }
         let named: BTreeSet<Ulid> = self.names().map(|(_, name)| name.id).collect();
@@ -124,20 +237,34 @@ impl Chain {
             let is = is.or_else(|| aside.get(&id).map(|a| a.sha256.as_ref()));
             match is {
                 Some(is) if is == Some(&known.sha256) => {}
-                Some(_) => problems.push(format!("evidence {id} (number {number}) was changed since this host saw it")),
+                Some(_) => hole(
+                    known,
+                    format!("evidence {id} (number {number}) was changed since this host saw it"),
+                ),
                 // Told already by what follows it.
                 None if named.contains(&id) => {}
-                None => problems.push(format!(
-                    "evidence {id} (number {number}), which this host knows, is missing: it is withheld, or was deleted"
-                )),
+                None => hole(
+                    known,
+                    format!(
+                        "evidence {id} (number {number}), which this host knows, is missing: it is withheld, or was deleted"
+                    ),
+                ),
             }
         }
-        problems
+        let accepted: BTreeSet<&EvidenceRef> = self.accepted().map(|(_, lost)| lost).collect();
+        holes.retain(|hole| !accepted.contains(&hole.name));
+        holes
     }
 
-    /// Whether evidence that somebody noted is there, and everything later is joined to it: what is not, a sentence each.
+    /// Whether evidence that somebody noted is there (or was accepted as lost), and everything later is joined to it: what is
+    /// not, a sentence each.
     pub fn since(&self, noted: Ulid) -> Vec<String> {
-        let Some(newest) = self.evidence.iter().find(|e| e.id() == noted) else {
+        let there = self.evidence.iter().find(|e| e.id() == noted);
+        let number = there.map(Evidence::number).or_else(|| {
+            let lost = self.losses().into_iter().find(|loss| loss.lost.id == noted);
+            lost.map(|loss| loss.lost.number)
+        });
+        let Some(number) = number else {
             return vec![match self.aside_by_id().get(&noted) {
                 Some(aside) => format!("evidence {noted}, the newest that was known, {}", aside.why),
                 None => format!("evidence {noted}, the newest that was known, is missing"),
@@ -146,7 +273,8 @@ impl Chain {
         // Those that follow it, and what these follow beside it: a drill somewhere else at the same time. A name has a smaller
         // number than who gives it, so one way through the order finds all.
         let previous = |e: &Evidence| {
-            let names = e.statement.predicate.previous.iter();
+            let Predicate { previous, lost, .. } = &e.statement.predicate;
+            let names = previous.iter().chain(lost);
             names.map(|name| name.id).collect::<Vec<_>>()
         };
         let mut joined = BTreeSet::from([noted]);
@@ -160,7 +288,7 @@ impl Chain {
                 joined.extend(previous(evidence));
             }
         }
-        let later = self.evidence.iter().filter(|e| e.number() > newest.number());
+        let later = self.evidence.iter().filter(|e| e.number() > number);
         later
             .filter(|e| !joined.contains(&e.id()))
             .map(|e| {
@@ -175,264 +303,4 @@ impl Chain {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::Value;
-
-    use super::super::{PublicKey, SigningKey, generate_key, seal, statement};
-    use super::*;
-
-    fn id(n: u64) -> Ulid {
-        Ulid::from_parts(n, 0)
-    }
-
-    fn key() -> SigningKey {
-        SigningKey::parse(&generate_key().unwrap().0).unwrap()
-    }
-
-    fn sealed(id: Ulid, previous: Vec<EvidenceRef>, key: Option<&SigningKey>, says: u64) -> bytes::Bytes {
-        let statement = statement(id, previous, None, Vec::new(), Value::from(says)).unwrap();
-        seal(&statement, key).unwrap()
-    }
-
-    fn made(id: Ulid, previous: Vec<EvidenceRef>, key: Option<&SigningKey>) -> Evidence {
-        Evidence::parse(&sealed(id, previous, key, 0)).unwrap()
-    }
-
-    /// A chain of so many, each behind the one before.
-    fn whole(key: Option<&SigningKey>, count: u64) -> Vec<Evidence> {
-        let mut chain: Vec<Evidence> = Vec::new();
-        for n in 1..=count {
-            let previous = chain.last().map(Evidence::reference).into_iter().collect();
-            chain.push(made(id(n), previous, key));
-        }
-        chain
-    }
-
-    /// As it is read: what is not signed by the key is put aside.
-    fn read(files: &[(Ulid, Vec<u8>)], key: Option<&PublicKey>) -> Chain {
-        let (mut evidence, mut aside) = (Vec::new(), Vec::new());
-        for (name, bytes) in files {
-            match Evidence::accept(*name, bytes, key) {
-                Ok(read) => evidence.push(read),
-                Err(why) => aside.push(Aside {
-                    name: name.to_string(),
-                    id: Some(*name),
-                    sha256: Some(crate::types::Digest::of(bytes).to_string()),
-                    why,
-                }),
-            }
-        }
-        Chain::new(evidence, aside)
-    }
-
-    #[test]
-    fn a_change_in_the_middle_is_told_whatever_it_is() {
-        let own = key();
-        let public = own.public();
-        let mut files = Vec::new();
-        let mut previous = Vec::new();
-        for n in 1..=4 {
-            let bytes = sealed(id(n), previous, Some(&own), n);
-            previous = vec![Evidence::parse(&bytes).unwrap().reference()];
-            files.push((id(n), bytes.to_vec()));
-        }
-        let told = |files: &[(Ulid, Vec<u8>)]| read(files, Some(&public)).problems(&[]).join("\n");
-        assert_eq!(told(&files), "");
-        let mut gone = files.clone();
-        gone.remove(1);
-        assert!(told(&gone).contains("which is missing"));
-        assert!(told(&files[1..]).contains("which is missing"), "the first one");
-        // Made anew by somebody without the key, and by nobody at all.
-        let before = vec![Evidence::parse(&files[0].1).unwrap().reference()];
-        for forger in [Some(&key()), None] {
-            let mut forged = files.clone();
-            forged[1].1 = sealed(id(2), before.clone(), forger, 99).to_vec();
-            let chain = read(&forged, Some(&public));
-            assert!(chain.aside()[0].why.contains("not signed"), "{:?}", chain.aside());
-            assert!(chain.problems(&[])[0].contains("was changed since"));
-            assert!(
-                read(&forged, None).problems(&[])[0].contains("was changed since"),
-                "the chain alone tells"
-            );
-        }
-        // One under the name of another.
-        let mut swapped = files.clone();
-        swapped[1].1.clone_from(&files[2].1);
-        let chain = read(&swapped, Some(&public));
-        assert!(chain.aside()[0].why.contains("under another name"));
-        assert!(chain.problems(&[])[0].contains("was changed since"));
-        // Every byte of the newest one, which nothing follows.
-        for at in 0..files[3].1.len() {
-            let mut changed = files.clone();
-            changed[3].1[at] ^= 1;
-            let chain = read(&changed, Some(&public));
-            let is_aside = chain.aside().len() == 1;
-            // The name of a member that nobody reads, say: what is signed is as it was.
-            let same = chain.evidence().len() == 4 && chain.evidence()[3].report() == &Value::from(4);
-            assert!(is_aside || same, "byte {at}");
-        }
-    }
-
-    #[test]
-    fn junk_breaks_nothing_and_is_followed_by_nobody() {
-        let own = key();
-        let stranger = key();
-        let chain = whole(Some(&own), 2);
-        let last = chain[1].reference();
-        let ahead = Ulid::from_parts((1 << 48) - 1, 7);
-        let unsigned = sealed(ahead, vec![last.clone()], None, 9);
-        let foreign = sealed(id(9), vec![last.clone()], Some(&stranger), 9);
-        let mut aside = Vec::new();
-        for (name, bytes) in [
-            (ahead, unsigned),
-            (id(9), foreign),
-            (id(3), bytes::Bytes::from_static(b"?")),
-        ] {
-            let why = Evidence::accept(name, &bytes, Some(&own.public())).unwrap_err();
-            aside.push(Aside {
-                name: name.to_string(),
-                id: Some(name),
-                sha256: Some(crate::types::Digest::of(&bytes).to_string()),
-                why,
-            });
-        }
-        let known = Chain::new(chain, aside);
-        assert_eq!(known.problems(&[]), [""; 0]);
-        assert_eq!(known.tips(&[]), [last]);
-    }
-
-    #[test]
-    fn what_one_clock_was_ahead_of_does_not_break_the_chain() {
-        let mut chain = whole(None, 1);
-        let future = made(id(9_000_000), vec![chain[0].reference()], None);
-        let now = made(id(2), vec![future.reference()], None);
-        chain.extend([now.clone(), future]);
-        let chain = Chain::new(chain, Vec::new());
-        assert_eq!(chain.problems(&[]), [""; 0]);
-        assert_eq!((now.number(), chain.evidence().last().unwrap().id()), (3, id(2)));
-        assert_eq!(chain.tips(&[]), [now.reference()]);
-    }
-
-    #[test]
-    fn two_at_once_are_joined_by_the_next() {
-        let base = whole(None, 1);
-        let one = made(id(5), vec![base[0].reference()], None);
-        let other = made(id(4), vec![base[0].reference()], None);
-        let forked = Chain::new([base[0].clone(), one.clone(), other.clone()], Vec::new());
-        assert_eq!(forked.problems(&[]), [""; 0]);
-        let tips = forked.tips(&[]);
-        assert_eq!(
-            tips,
-            [other.reference(), one.reference()],
-            "by number, then by id"
-        );
-        assert_eq!(forked.since(id(4)), [""; 0], "the other one is not later");
-        let next = made(id(3), tips, None);
-        assert_eq!(next.number(), 3);
-        let joined = Chain::new([base[0].clone(), one, other, next], Vec::new());
-        for noted in [1, 3, 4, 5] {
-            assert_eq!(joined.since(id(noted)), [""; 0], "{noted}");
-        }
-    }
-
-    #[test]
-    fn what_is_withheld_is_told_by_who_remembers_it() {
-        let all = whole(None, 4);
-        let known = [all[3].reference()];
-        let of = |evidence: &[Evidence]| Chain::new(evidence.to_vec(), Vec::new());
-        assert_eq!(of(&all).problems(&known), [""; 0]);
-        let withheld = of(&all[..3]);
-        assert_eq!(withheld.problems(&[]), [""; 0], "the chain alone can not tell");
-        assert!(withheld.problems(&known)[0].contains("(number 4), which this host knows, is missing"));
-        assert!(of(&[]).problems(&known)[0].contains("is missing"), "all of it");
-        // The next one names it all the same, and then everybody can tell.
-        let tips = withheld.tips(&known);
-        assert_eq!(tips, [all[2].reference(), all[3].reference()]);
-        let next = made(id(5), tips, None);
-        assert_eq!(next.number(), 5);
-        let goes_on = of(&[&all[..3], &[next]].concat());
-        assert_eq!(goes_on.problems(&[]).len(), 1, "{:?}", goes_on.problems(&[]));
-        assert_eq!(
-            goes_on.problems(&known).len(),
-            1,
-            "told once: {:?}",
-            goes_on.problems(&known)
-        );
-        // Something else in its place.
-        let changed = [&all[..3], &[made(id(4), vec![all[1].reference()], None)]].concat();
-        assert!(of(&changed).problems(&known)[0].contains("was changed since this host saw it"));
-        assert_eq!(of(&changed).tips(&known).last(), known.first());
-        // An auditor has a note, and a history that was written anew behind it.
-        assert!(withheld.since(id(4))[0].contains("is missing"));
-        let other = [&all[..2], &[made(id(8), vec![all[1].reference()], None)]].concat();
-        let other = [&other[..], &[made(id(9), vec![other[2].reference()], None)]].concat();
-        assert!(of(&[&other[..], &all[2..3]].concat()).since(id(3))[0].contains("is not joined to it"));
-    }
-
-    #[test]
-    fn a_number_and_a_name_are_what_they_say() {
-        let text = |change: &dyn Fn(&mut super::super::Statement)| {
-            let mut statement = statement(id(1), Vec::new(), None, Vec::new(), Value::Null).unwrap();
-            change(&mut statement);
-            Evidence::parse(&seal(&statement, None).unwrap())
-                .err()
-                .unwrap_or_default()
-        };
-        assert_eq!(text(&|_| {}), "");
-        assert!(text(&|s| s.predicate.number = 2).contains("can not have the number 2"));
-        assert!(text(&|s| s.predicate.format = 2).contains("is of format 2"));
-        let other = made(id(7), Vec::new(), None).reference();
-        let (twice, lies) = (
-            vec![other.clone(), other.clone()],
-            EvidenceRef { number: 6, ..other },
-        );
-        assert!(
-            text(&|s| (s.predicate.number, s.predicate.previous) = (2, twice.clone()))
-                .contains("another one twice")
-        );
-        let huge = EvidenceRef {
-            number: u64::MAX,
-            ..lies.clone()
-        };
-        assert!(text(&|s| s.predicate.previous = vec![huge.clone()]).contains("can not have the number"));
-        // One that counts another wrong is told.
-        let chain = Chain::new(
-            [made(id(7), Vec::new(), None), made(id(8), vec![lies], None)],
-            Vec::new(),
-        );
-        assert!(chain.problems(&[])[0].contains("as number 6, and that is number 1"));
-    }
-
-    proptest! {
-        /// Hosts that drill at once, see a part of what is there, and remember what they saw: nothing is ever lost from view.
-        #[test]
-        fn however_many_drill_at_once_one_more_joins_all(steps in proptest::collection::vec((0usize..3, any::<bool>()), 1..25)) {
-            let mut all: Vec<Evidence> = Vec::new();
-            let mut seen: [Vec<Evidence>; 3] = Default::default();
-            for (n, (host, looks)) in steps.into_iter().enumerate() {
-                if looks {
-                    seen[host].clone_from(&all);
-                }
-                let tips = Chain::new(seen[host].clone(), Vec::new()).tips(&[]);
-                // Clocks say what they like.
-                let made = made(Ulid::from_parts(1 + (n as u64 * 7919) % 50, n as u128), tips, None);
-                seen[host].push(made.clone());
-                all.push(made);
-            }
-            let chain = Chain::new(all.clone(), Vec::new());
-            prop_assert_eq!(chain.problems(&[]), Vec::<String>::new());
-            let last = made(Ulid::from_parts(1, 1 << 70), chain.tips(&[]), None);
-            let joined = Chain::new([&all[..], std::slice::from_ref(&last)].concat(), Vec::new());
-            prop_assert_eq!(joined.tips(&[]), vec![last.reference()]);
-            prop_assert_eq!(joined.evidence().last().unwrap().id(), last.id());
-            // Any one that is taken away is missed.
-            for gone in 0..all.len() {
-                let mut left = all.clone();
-                left.remove(gone);
-                left.push(last.clone());
-                prop_assert!(!Chain::new(left, Vec::new()).problems(&[]).is_empty());
-            }
-        }
-    }
-}
+mod tests;

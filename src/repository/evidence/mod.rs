@@ -21,7 +21,7 @@ use crate::clock::World;
 use crate::error::{Error, Result};
 use crate::types::{Digest, EvidenceRef, Key, RepositoryId};
 
-pub use chain::{Aside, Chain};
+pub use chain::{Aside, Chain, Hole, Loss};
 pub use key::{PublicKey, SigningKey, generate_key};
 
 /// The type of what an envelope holds.
@@ -95,7 +95,13 @@ pub struct Predicate {
     pub previous: Vec<EvidenceRef>,
     /// Which repository it is about; none: the drill never reached it.
     pub repository: Option<RepositoryId>,
-    /// The report of the drill.
+    /// Those before it that can not be put back, as they were named: that they are missing, or are others now, is accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<EvidenceRef>,
+    /// Why that is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The report of the drill; of who accepts a loss: when, who, and of which environment.
     pub report: Value,
 }
 
@@ -147,9 +153,29 @@ pub fn statement(
             number,
             previous,
             repository,
+            lost: Vec::new(),
+            reason: None,
             report,
         },
     })
+}
+
+/// A statement that accepts losses.
+///
+/// # Errors
+/// As [`statement`].
+pub fn acceptance(
+    id: Ulid,
+    previous: Vec<EvidenceRef>,
+    repository: Option<RepositoryId>,
+    lost: Vec<EvidenceRef>,
+    reason: &str,
+    report: Value,
+) -> Result<Statement> {
+    let mut statement = statement(id, previous, repository, Vec::new(), report)?;
+    statement.predicate.lost = lost;
+    statement.predicate.reason = Some(reason.to_owned());
+    Ok(statement)
 }
 
 fn next_number(previous: &[EvidenceRef]) -> Option<u64> {
@@ -203,6 +229,14 @@ impl Evidence {
         let ids: BTreeSet<Ulid> = predicate.previous.iter().map(|p| p.id).collect();
         if ids.len() != predicate.previous.len() || ids.contains(&predicate.id) {
             return Err("names itself, or another one twice".to_owned());
+        }
+        let reason = predicate.reason.as_deref();
+        if reason.is_none_or(|reason| reason.trim().is_empty()) != predicate.lost.is_empty() {
+            return Err("accepts a loss without a reason, or has a reason for none".to_owned());
+        }
+        let lost: BTreeSet<&EvidenceRef> = predicate.lost.iter().collect();
+        if lost.len() != predicate.lost.len() || lost.iter().any(|lost| lost.number >= predicate.number) {
+            return Err("accepts a loss twice, or of something later".to_owned());
         }
         Ok(Self {
             sha256: Digest::of(bytes).to_string(),
