@@ -421,7 +421,7 @@ async fn a_drill_that_is_not_well_is_told_as_one_and_is_evidence() {
     );
     let status = crate::harness::run(&mut port.site.backup(&["status"]));
     assert_eq!(status.code, 1, "{status}");
-    assert!(status.stdout.contains("The last drill weekly ("), "{status}");
+    assert!(status.stdout.contains("its last drill (weekly, "), "{status}");
     let entries = std::fs::read_dir(port.site.path("state/drills")).unwrap().count();
     assert_eq!(entries, 0, "nothing is left");
 }

@@ -237,6 +237,13 @@ async fn what_no_check_looks_at_is_said() {
          create event trigger no on ddl_command_start when tag in ('CREATE EXTENSION') execute function no()",
     );
     site.json(&["run", "orders"]);
+    // Another event trigger fires whatever a session says; and a setting is in the way of who asks the catalog.
+    site.sql("alter event trigger no enable always");
+    site.sql(&format!(
+        "alter database {} set quote_all_identifiers = on",
+        site.database
+    ));
+    site.json(&["run", "orders"]);
     let (code, report) = drill(&site, "orders");
     let orders = of(&report, "orders");
     assert_eq!((code, &orders["level"]), (0, &json!(6)), "{report:#}");

@@ -267,8 +267,9 @@ async fn check_tells_checks_that_can_never_be_made() {
         (
             "app",
             as_command("./asks.sh"),
-            "./asks.sh is looked for in the target",
-            2,
+            // Beside the policy.
+            "can not be executed",
+            1,
         ),
         ("app", as_command(&script), "can not be executed", 1),
         ("app", as_command("/usr"), "/usr is no program", 1),
