@@ -19,6 +19,7 @@ use crate::policy;
 use crate::repository::documents::{
     self, Commit, Damage, FORMAT, Hold, Place, Refs, RepositoryDocument, Sums, Tombstone, parse_placed,
 };
+use crate::repository::evidence;
 use crate::repository::frame::{self, FRAME_CONTENT_MAX, FrameEncoder};
 use crate::repository::index::{Index, Lines};
 use crate::repository::manifest::{Line, ManifestHead, ManifestReader, ManifestWriter, Merge, STRETCH};
@@ -272,7 +273,7 @@ pub fn sums(data: &[u8]) {
     assert_eq!(Sums::parse(&sums.to_bytes(&place), &key, &place).ok(), Some(sums));
 }
 
-/// `lifeboat.json`, tombstones, holds, records of damage.
+/// `lifeboat.json`, tombstones, holds, records of damage, evidence.
 pub fn documents(data: &[u8]) {
     let key = layout::repository();
     if let Ok(document) = RepositoryDocument::parse(&documents::with_digest(data.to_vec()), &key, "here") {
@@ -284,6 +285,14 @@ pub fn documents(data: &[u8]) {
     placed(data, &key, |t: &Tombstone| &t.place);
     placed(data, &key, |h: &Hold| &h.place);
     placed(data, &key, |d: &Damage| &d.place);
+    // Evidence: what is read is sealed again, and says the same.
+    if let Ok(read) = evidence::Evidence::parse(data) {
+        let again = evidence::seal(&read.statement, None)
+            .map_err(|e| e.chain())
+            .and_then(|sealed| evidence::Evidence::accept(read.id(), &sealed, None));
+        let text = |e: &evidence::Evidence| serde_json::to_string(&e.statement).ok();
+        assert_eq!(again.ok().as_ref().map(text), Some(text(&read)));
+    }
 }
 
 fn placed<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(

@@ -23,7 +23,7 @@ use std::time::Duration;
 use harness::{Said, TempDir, lifeboat, run, run_code, run_ok, temp_dir, write_file};
 use serde_json::{Value, json};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "demo",
     "init",
     "check",
@@ -31,6 +31,8 @@ const COMMANDS: [&str; 14] = [
     "daemon",
     "list",
     "restore",
+    "drill",
+    "evidence",
     "verify",
     "prune",
     "hold",
@@ -137,10 +139,8 @@ fn help_and_version_are_answers_and_come_at_once() {
         let own = run_ok(lifeboat().args([command, "--help"]));
         assert!(own.stdout.contains("Example:\n  backup "), "{command}: {own}");
     }
-    for later in ["drill", "evidence", "wal"] {
-        assert!(!help.stdout.contains(&format!("\n  {later} ")), "{later}");
-        run_code(lifeboat().arg(later), 2);
-    }
+    assert!(!help.stdout.contains("\n  wal "), "{help}");
+    run_code(lifeboat().arg("wal"), 2);
     for line in [
         "\n  2    usage or policy\n",
         "\n  130  interrupted\n",

@@ -2,11 +2,29 @@
 //! server: policy, keys, init, check, run, list, restore, verify, prune, hold, status, and restore.py beside our own.
 #![allow(clippy::unwrap_used)]
 
+#[path = "journey/accept.rs"]
+mod accept;
+#[path = "journey/apart.rs"]
+mod apart;
+#[path = "journey/chain.rs"]
+mod chain;
+#[path = "journey/check.rs"]
+mod check;
 #[path = "journey/databases.rs"]
 mod databases;
+#[path = "journey/defects.rs"]
+mod defects;
+#[path = "journey/drills.rs"]
+mod drills;
+#[path = "journey/evidence.rs"]
+mod evidence;
+#[path = "journey/feedback.rs"]
+mod feedback;
 #[path = "journey/golden.rs"]
 mod golden;
 mod harness;
+#[path = "journey/kept.rs"]
+mod kept;
 #[path = "journey/site.rs"]
 mod site;
 

@@ -17,6 +17,24 @@ macro_rules! when {
     };
 }
 
+/// What is below the help of `drill`.
+const DRILL: &str = "Example:
+  backup drill weekly
+  backup drill recovery-key --identity /media/usb/recovery.key
+
+Each source of the drill: a point is chosen and restored into a target of the drill's own, which nobody else can reach, and
+which is removed afterwards (kept for keep_failed where something failed). Levels: 0 objects present, 1 digests of objects,
+2 everything decodes, 3 restored without an error, 4 equal to the facts of the backup, 5 your own checks, 6 the application
+runs (Postgres: everything is dumped, every index checked; PocketBase: it boots and serves every collection).
+
+Postgres needs the server programs of the point's major version (postgresql-NN), PocketBase the program pocketbase; binaries
+in the drill says where they are. They run in a sandbox: a network, processes and files of their own. The evidence goes
+to evidence/ in the repository, signed by evidence.key; where that can not be written it waits in the state directory. Exit 22:
+something is not as it should be; 23: nobody knows; 1: the evidence could be kept nowhere; 130: stopped, with evidence.
+
+recovery-key is a drill without [drill.NAME]: the identity of --identity must open every generation of every source that the
+repository has. Nothing is restored. Once a year, say, with the key that is kept elsewhere.";
+
 /// What is below the help of `daemon`, and in its manual page.
 const DAEMON: &str = "Example:
   backup daemon --policy /etc/lifeboat/policy.toml
@@ -56,6 +74,8 @@ Exit codes:
   12   no identity opens it
   20   the target instant can not be restored
   21   damaged or missing objects
+  22   a drill failed
+  23   a drill could not run
   130  interrupted
 
 Environment:
@@ -146,6 +166,10 @@ pub enum Command {
     List(ListArgs),
     /// Restore a source, or all of them, as of an instant
     Restore(Box<RestoreArgs>),
+    /// Restore points into scratch servers, and prove them
+    Drill(DrillArgs),
+    /// What drills proved
+    Evidence(EvidenceArgs),
     /// Compare the stored objects with what was written
     Verify(VerifyArgs),
     /// Expire and remove what retention does not keep
@@ -318,6 +342,86 @@ pub struct VerifyArgs {
     pub repository: Option<String>,
 }
 
+/// `drill`
+#[derive(Debug, Args)]
+#[command(after_help = DRILL)]
+pub struct DrillArgs {
+    /// The drill of the policy, or recovery-key [default: all of the policy]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Drill nothing: remove the targets of failed drills that are kept
+    #[arg(long, conflicts_with_all = ["name", "identity"])]
+    pub clean: bool,
+    /// The age identity, instead of the policy's
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+}
+
+/// `evidence`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  backup evidence list")]
+pub struct EvidenceArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: EvidenceAction,
+}
+
+/// What to do with evidence.
+#[derive(Debug, Subcommand)]
+pub enum EvidenceAction {
+    /// Show all of it, a line each
+    #[command(after_help = "Example:\n  backup evidence list")]
+    List,
+    /// Show one as a report, in Markdown; with --json the signed statement
+    #[command(after_help = "Example:\n  backup evidence show 01K9ZB3T7Q8M4V6W2X1Y0ZABCD >report.md")]
+    Show {
+        /// Its id
+        #[arg(value_parser = evidence_id)]
+        id: ulid::Ulid,
+    },
+    /// What a month's drills proved, and which sources and points no drill ever did, in Markdown
+    #[command(after_help = "Example:\n  backup evidence report --month 2026-11 >report.md")]
+    Report {
+        /// The month, of UTC [default: this one]
+        #[arg(long, value_name = "YYYY-MM")]
+        month: Option<String>,
+    },
+    /// Verify signatures and chain; of files without a policy and without a network
+    #[command(
+        after_help = "Example:\n  backup evidence verify --key drill.pub evidence/\n\nA chain does not tell that its newest evidence is withheld. Note the id of the newest that you verified, and give it with\n--newest the next time; a host that drills remembers by itself. Exit 21: something is missing, was changed, or is no\nevidence under the name of evidence, or there is none at all. Files of other names are passed over, and counted."
+    )]
+    Verify {
+        /// The public key, in PEM [default: of the repository's evidence: that of evidence.key]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// The newest evidence that is known from before: it must be there, and everything later joined to it
+        #[arg(long, value_name = "ID", value_parser = evidence_id)]
+        newest: Option<ulid::Ulid>,
+        /// Files or directories with evidence [default: the repository's]
+        #[arg(value_name = "FILES")]
+        files: Vec<PathBuf>,
+    },
+    /// Accept that evidence is lost: it is missing or was changed, and there is no copy to put back
+    #[command(
+        after_help = "Example:\n  backup evidence accept 01K9ZB3T7Q8M4V6W2X1Y0ZABCD --reason \"deleted by a lifecycle rule; see ticket 1234\"\n\nUntil evidence that is named by other evidence, or known to this host, is there again, nothing expires and `status` fails.\nPut it back from a copy where there is one: that needs no acceptance. Else this writes evidence, signed as a drill's is, that\nit is lost, and why; from then on only `evidence list`, `report` and `verify` tell it, as a warning. What it proved of\nrecovery points is not known any more."
+    )]
+    Accept {
+        /// What is lost [without: what is lost is listed, with the command that accepts it, and exit 2]
+        #[arg(value_name = "ID", value_parser = evidence_id)]
+        ids: Vec<ulid::Ulid>,
+        /// What happened to it, for who reads the evidence later
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Show what would be written; nothing is
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+fn evidence_id(text: &str) -> Result<ulid::Ulid, String> {
+    text.parse().map_err(|_| "it is no id of evidence".to_owned())
+}
+
 /// `prune`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  backup prune --dry-run")]
@@ -383,6 +487,12 @@ pub enum KeyAction {
     /// Make an age key pair: the identity goes to FILE (0600), the recipient is printed
     #[command(after_help = "Example:\n  backup key generate recovery.key")]
     Generate {
+        /// A new file
+        file: PathBuf,
+    },
+    /// Make an Ed25519 key pair that signs evidence: the private key goes to FILE (0600), the public one is printed, in PEM
+    #[command(after_help = "Example:\n  backup key signing drill.key >drill.pub")]
+    Signing {
         /// A new file
         file: PathBuf,
     },

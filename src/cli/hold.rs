@@ -41,7 +41,7 @@ pub async fn hold(surroundings: &Surroundings, action: HoldAction) -> Result<u8>
 }
 
 /// Who is at the keyboard: the person behind `sudo`, and the host.
-fn who(lookup: &Lookup) -> String {
+pub fn who(lookup: &Lookup) -> String {
     let user = ["SUDO_USER", "USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| lookup(name).filter(|user| !user.is_empty()))

@@ -34,10 +34,33 @@ pub fn generate(surroundings: &Surroundings, file: &Path) -> Result<u8> {
     Ok(0)
 }
 
+#[derive(Serialize)]
+struct Signing<'a> {
+    public_key: String,
+    key_file: &'a Path,
+}
+
+/// Makes a key pair that signs evidence: the public key is shown, the private one never.
+pub fn signing(surroundings: &Surroundings, file: &Path) -> Result<u8> {
+    let report = Signing {
+        public_key: jobs::evidence::generate_signing_key(file)?,
+        key_file: file,
+    };
+    surroundings.printer.note(&format!(
+        "the private key is in {}: name it in evidence.key; the public key verifies, and belongs to the auditors",
+        file.display()
+    ));
+    surroundings
+        .printer
+        .result(&report, || report.public_key.clone())?;
+    Ok(0)
+}
+
 /// What needs the repository.
 pub async fn key(surroundings: &Surroundings, action: KeyAction) -> Result<u8> {
     let report = match action {
         KeyAction::Generate { file } => return generate(surroundings, &file),
+        KeyAction::Signing { file } => return signing(surroundings, &file),
         KeyAction::List { identity } => {
             let session = surroundings.session_with_identity(None, identity)?;
             surroundings.reading(jobs::keys::list(&session)).await?

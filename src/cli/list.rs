@@ -42,6 +42,9 @@ pub async fn list(surroundings: &Surroundings, args: &ListArgs) -> Result<u8> {
             ));
         }
     }
+    for warning in &report.warnings {
+        surroundings.printer.warning(warning);
+    }
     surroundings.printer.result(&report, || text(&report, zone))?;
     let mut unreadable = report.sources.iter().flat_map(|s| &s.unreadable).peekable();
     if unreadable.peek().is_none() {

@@ -70,7 +70,7 @@ pub fn without_policy(url: &str, lookup: &Lookup) -> Result<Policy> {
         prune: None,
         sources: BTreeMap::new(),
         drills: BTreeMap::new(),
-        not_acted_on: Vec::new(),
+        evidence_key: None,
         verify: VerifyPolicy::default(),
         state_dir: PathBuf::from(
             set("LIFEBOAT_STATE")

@@ -7,7 +7,9 @@ mod ask;
 mod check;
 mod daemon;
 mod demo;
+mod drill;
 mod errors;
+mod evidence;
 mod hold;
 mod init;
 mod key;
@@ -119,6 +121,9 @@ impl Surroundings {
 
 /// The process: its arguments, its environment, its clocks.
 pub fn main() -> ExitCode {
+    if let Some(ended) = crate::sandbox::enter(&std::env::args_os().collect::<Vec<_>>()) {
+        return ended;
+    }
     // A variable that is no UTF-8 can not be what is asked for; it counts as not set.
     let lookup: Lookup = Arc::new(|name| std::env::var(name).ok());
     ExitCode::from(run(std::env::args_os().collect(), lookup, World::system()))
@@ -225,6 +230,8 @@ async fn dispatch(surroundings: &Surroundings, command: Command) -> Result<u8> {
         Command::Daemon => daemon::daemon(surroundings).await,
         Command::List(args) => list::list(surroundings, &args).await,
         Command::Restore(args) => restore::restore(surroundings, &args).await,
+        Command::Drill(args) => drill::drill(surroundings, &args).await,
+        Command::Evidence(args) => evidence::evidence(surroundings, args.action).await,
         Command::Verify(args) => verify::verify(surroundings, args).await,
         Command::Prune(args) => prune::prune(surroundings, &args).await,
         Command::Hold(args) => hold::hold(surroundings, args.action).await,

@@ -6,9 +6,11 @@ use super::Surroundings;
 use super::args::StatusArgs;
 use super::text::{clean, point_or, span, table, utc};
 use crate::daemon::http;
+use crate::drill::Outcome;
 use crate::error::{Kind, Result};
 use crate::jobs;
-use crate::jobs::report::StatusReport;
+use crate::jobs::report::{SourceStatus, StatusReport};
+use crate::types::about;
 
 #[derive(Serialize)]
 struct Alive {
@@ -41,6 +43,9 @@ pub async fn status(surroundings: &Surroundings, args: &StatusArgs) -> Result<u8
     }
     let session = surroundings.session()?;
     let report = surroundings.reading(jobs::status::status(&session)).await?;
+    for warning in &report.warnings {
+        surroundings.printer.warning(warning);
+    }
     surroundings.printer.result(&report, || text(&report))?;
     Ok(if report.ok { 0 } else { Kind::Failed.exit_code() })
 }
@@ -67,12 +72,32 @@ fn text(report: &StatusReport) -> String {
                 point_or(s.newest_at, "none"),
                 or_none(s.rpo_seconds),
                 or_none(s.rpo_objective_seconds),
-                s.last_drill
-                    .as_ref()
-                    .map_or_else(|| "never".to_owned(), |d| utc(d.at)),
+                match (s.last_drill_at, s.last_drill_result) {
+                    (Some(at), Some(Outcome::Passed)) => utc(at),
+                    (Some(at), Some(how)) => format!("{} {}", utc(at), how.words().to_uppercase()),
+                    _ => "never".to_owned(),
+                },
                 s.problems.join("; "),
             ]
         }),
     );
+    let predicted: Vec<String> = report.sources.iter().filter_map(predicted).collect();
+    if !predicted.is_empty() {
+        out += &format!("\n{}\n", predicted.join("\n"));
+    }
     out
+}
+
+/// How long a restore of a source takes; none: no drill measured one.
+fn predicted(source: &SourceStatus) -> Option<String> {
+    let by = source.predicted_by.as_ref()?;
+    let objective = source
+        .rto_objective_seconds
+        .map_or_else(String::new, |rto| format!("; the objective is {}", span(rto)));
+    Some(format!(
+        "{}: a restore takes about {}, as measured by the drill of {}{objective}",
+        source.source,
+        about(source.predicted_restore_seconds?),
+        utc(by.at)
+    ))
 }

@@ -3,14 +3,16 @@
 mod memory;
 mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
+use ulid::Ulid;
 
 use super::entry::{Entry, Phase, decide, known};
 use super::points::{Points, Wanted};
+use super::proofs::{Found, Proofs};
 use super::shown::Shown;
 use super::task::{BACKOFF, Ended, Resolved, Task};
 use super::tell;
@@ -41,6 +43,8 @@ pub enum Step {
     Deliver(Owed),
     /// Ask the repository for a source's points.
     Look(SourceName, Wanted),
+    /// Read what drills proved, where there is other evidence than this.
+    Prove(Option<BTreeSet<Ulid>>),
 }
 
 /// Every task with what is known of it.
@@ -48,6 +52,7 @@ pub struct Board {
     ledger: Ledger,
     entries: BTreeMap<Task, Entry>,
     points: Points,
+    proofs: Proofs,
     /// The clock at the last turn: a step back makes everything be looked at.
     last: Option<DateTime<Utc>>,
     policy: Arc<Policy>,
@@ -79,6 +84,7 @@ impl Board {
             ledger,
             entries: BTreeMap::new(),
             points: Points::new(writer),
+            proofs: Proofs::default(),
             last: None,
             policy: policy.clone(),
             delivering: BTreeMap::new(),
@@ -108,6 +114,7 @@ impl Board {
         let tasks = Task::of_policy(policy)?;
         self.policy = policy.clone();
         self.points.take(policy, &self.ledger, now);
+        self.proofs.take(policy, &self.ledger, now);
         (self.shown.environment, self.shown.zone) = (policy.environment.to_string(), policy.timezone);
         let path = std::path::absolute(&policy.path).unwrap_or_else(|_| policy.path.clone());
         self.shown.policy = quoted(&path.display().to_string());
@@ -214,9 +221,12 @@ impl Board {
         // What is settled is asked for first.
         let free = ASKED_AT_ONCE.saturating_sub(asking + self.points.looking());
         steps.extend(self.points.steps(&self.ledger, now, free));
+        steps.extend(self.proofs.step(now));
         if stepped_back || self.watch <= now {
             self.watch = now + LOOK_AROUND;
-            self.points.watch(&self.policy);
+            if self.points.watch(&self.policy) {
+                self.proofs.changed();
+            }
         }
         if stepped_back || self.look_around <= now {
             self.look_around = now + LOOK_AROUND;
@@ -386,6 +396,7 @@ impl Board {
         match task {
             Task::Run(source) => self.points.ended(&self.policy, source, run),
             Task::Prune | Task::Verify => self.points.changed(),
+            Task::Drill(_) => self.proofs.changed(),
         }
         self.drop_gone();
     }
@@ -404,6 +415,12 @@ impl Board {
     pub fn looked(&mut self, source: &SourceName, found: Result<Looked>, now: DateTime<Utc>) {
         (self.changed, self.look_around) = (true, now);
         self.points.looked(&mut self.ledger, source, found, now);
+    }
+
+    /// What a look at the evidence found.
+    pub fn proved(&mut self, found: Result<Option<Found>>, now: DateTime<Utc>) {
+        self.changed = true;
+        self.proofs.looked(&mut self.ledger, found, now);
     }
 
     /// Somebody asks for a run now: its slot is this minute's, and waits for its turn as others do. `false`: it is under
@@ -477,6 +494,7 @@ impl Board {
         let may_look = self.asking() + self.points.looking() < ASKED_AT_ONCE;
         let looks = self.points.next().filter(|_| may_look);
         let next = next.chain([self.look_around, self.watch]).chain(looks);
+        let next = next.chain(self.proofs.next());
         next.min()
             .map_or(Duration::MAX, |at| (at - now).to_std().unwrap_or_default())
     }
@@ -494,8 +512,9 @@ impl Board {
                 tasks.extend(entry.shown.clone());
             }
             self.shown.tasks = tasks;
-            self.shown.sources = self.points.shown();
+            self.shown.sources = self.points.shown(&self.proofs);
             self.shown.repository = self.points.failed().cloned();
+            self.shown.evidence = self.proofs.failed().cloned();
             self.shown.owed = self.ledger.owed_count().unwrap_or_default();
         }
         &self.shown

@@ -207,6 +207,26 @@ fn points(family: Family<'_>, sources: &[ShownSource]) {
         "When the repository was asked for all points last.",
         &|s| seconds(s.points.looked),
     );
+    of(
+        "drill_last_success_timestamp_seconds",
+        "When a drill of it passed last.",
+        &|s| seconds(s.last_proof().map(|(at, _)| at)),
+    );
+    of(
+        "drill_last_level",
+        "The level that this one reached, 0 to 6.",
+        &|s| s.last_proof().map(|(_, level)| f64::from(level)),
+    );
+    of(
+        "drill_restore_seconds",
+        "How long the restore of this one took.",
+        &|s| s.proof.proof.as_ref()?.restore_seconds,
+    );
+    of(
+        "drill_interval_seconds",
+        "The usual time between the scheduled drills that name it.",
+        &|s| s.proof.interval.map(|i| i.as_secs_f64()),
+    );
     let sizes = sources
         .iter()
         .filter(|s| s.points.newest.is_some())
@@ -232,7 +252,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::daemon::proofs::ShownProof;
     use crate::state::ledger::points::PointsSummary;
+    use crate::state::ledger::proofs::Proof;
     use crate::state::ledger::{Took, Totals};
 
     fn shown() -> Shown {
@@ -281,6 +303,14 @@ mod tests {
                         looked: at("2026-11-26T09:30:00Z"),
                         first_looked: at("2026-10-26T09:30:00Z"),
                     },
+                    proof: ShownProof {
+                        proof: Some(Proof {
+                            newest: None,
+                            last: Some((at("2026-11-22T05:00:00Z").unwrap(), 6)),
+                            restore_seconds: Some(12.5),
+                        }),
+                        interval: Some(Duration::from_secs(604_800)),
+                    },
                     looking: false,
                 },
                 ShownSource {
@@ -288,6 +318,7 @@ mod tests {
                     kind: "pocketbase",
                     objective: None,
                     points: PointsSummary::default(),
+                    proof: ShownProof::default(),
                     looking: true,
                 },
             ],
@@ -295,6 +326,7 @@ mod tests {
             reload: Some(("2026-11-26T08:00:00Z".parse().unwrap(), true)),
             memory: None,
             repository: None,
+            evidence: None,
             held_until: at("2026-11-26T10:20:00Z"),
             owed: 4,
             turned: Some(Duration::from_secs(1)),
@@ -336,6 +368,10 @@ mod tests {
             "lifeboat_damaged_points{source=\"app\"} 1",
             "lifeboat_foreign_points{source=\"app\"} 2",
             "lifeboat_repository_looked_timestamp_seconds{source=\"app\"} 1795685400",
+            "lifeboat_drill_last_success_timestamp_seconds{source=\"app\"} 1795323600",
+            "lifeboat_drill_last_level{source=\"app\"} 6",
+            "lifeboat_drill_restore_seconds{source=\"app\"} 12.5",
+            "lifeboat_drill_interval_seconds{source=\"app\"} 604800",
             "lifeboat_backup_size_bytes{source=\"app\",stage=\"raw\"} 5000",
             "lifeboat_backup_size_bytes{source=\"app\",stage=\"stored\"} 1200",
         ] {
@@ -381,6 +417,8 @@ mod tests {
             "recovery_points",
             "recovery_point_oldest_timestamp_seconds",
             "backup_size_bytes",
+            "drill_last_level",
+            "drill_restore_seconds",
         ];
         let informs: BTreeSet<String> = informs.iter().map(|n| format!("lifeboat_{n}")).collect();
         let silent: Vec<_> = exposed

@@ -11,6 +11,7 @@ pub mod http;
 pub mod metrics;
 pub mod page;
 pub mod points;
+pub mod proofs;
 mod shown;
 pub mod task;
 mod tell;
@@ -78,6 +79,7 @@ enum Done {
     Ended(Task, chrono::DateTime<chrono::Utc>, Ended),
     Delivered(Owed, Result<Option<()>>),
     Looked(SourceName, Result<Looked>),
+    Proved(Result<Option<proofs::Found>>),
 }
 
 /// Runs until the session's token is cancelled.
@@ -166,6 +168,12 @@ fn begin(work: &mut JoinSet<Done>, session: &Session, step: Step) {
                 Done::Looked(source, apart("asking for recovery points", look).await)
             });
         }
+        Step::Prove(seen) => {
+            work.spawn(async move {
+                let look = async move { proofs::look(&session, seen).await };
+                Done::Proved(apart("reading what drills proved", look).await)
+            });
+        }
         Step::Start(task, slot, since) => {
             tracing::info!(task = task.key(), slot = rfc3339(slot), "a slot begins");
             work.spawn(async move {
@@ -227,6 +235,7 @@ fn settle(board: &mut Board, session: &Session, done: std::result::Result<Done, 
             board.ended(&task, slot, ended, now);
         }
         Ok(Done::Looked(source, found)) => board.looked(&source, found, now),
+        Ok(Done::Proved(found)) => board.proved(found, now),
         Ok(Done::Delivered(owed, result)) => board.delivered(&owed, result, now),
         // The outer tasks await and do nothing that could panic.
         Err(e) => tracing::error!(error = %e, "a task of the daemon ended unexpectedly"),

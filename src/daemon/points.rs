@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::board::Step;
+use super::proofs::{Proofs, ShownProof};
 use crate::error::{Kind, Result};
 use crate::jobs::Session;
 use crate::jobs::session::Role;
@@ -21,9 +22,9 @@ use crate::state::{self, ledger::Ledger};
 use crate::types::{RunId, SourceName};
 
 /// How often the repository is asked for all points of a source: others may prune, verify and write.
-const LOOK_EVERY: TimeDelta = TimeDelta::hours(1);
+pub(super) const LOOK_EVERY: TimeDelta = TimeDelta::hours(1);
 /// When it is asked again after it could not tell.
-const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(2);
+pub(super) const LOOK_AGAIN: TimeDelta = TimeDelta::minutes(2);
 
 /// A source as it is shown.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,8 +37,17 @@ pub struct ShownSource {
     pub objective: Option<Duration>,
     /// Its points.
     pub points: PointsSummary,
-    /// The repository is being asked for them.
+    /// What drills proved of them.
+    pub proof: ShownProof,
+    /// The repository is being asked for any of this.
     pub looking: bool,
+}
+
+impl ShownSource {
+    /// When a drill of it passed last, and at which level.
+    pub fn last_proof(&self) -> Option<(DateTime<Utc>, u8)> {
+        self.proof.proof.as_ref()?.last
+    }
 }
 
 struct Entry {
@@ -157,8 +167,8 @@ impl Points {
         }
     }
 
-    /// Looks whether others who use this state directory made, expired or judged points.
-    pub fn watch(&mut self, policy: &Policy) {
+    /// Looks whether others who use this state directory made, expired, judged or proved points; `true`: any of it but making.
+    pub fn watch(&mut self, policy: &Policy) -> bool {
         for (name, entry) in &mut self.sources {
             let ended = last::runs(policy, name).written();
             if ended > entry.ended {
@@ -166,10 +176,12 @@ impl Points {
             }
         }
         let touched = state::touched(&policy.state_dir);
-        if touched > self.touched {
-            self.touched = touched;
-            self.changed();
+        if touched <= self.touched {
+            return false;
         }
+        self.touched = touched;
+        self.changed();
+        true
     }
 
     /// What was known of them was lost.
@@ -241,13 +253,14 @@ impl Points {
     }
 
     /// Every source, by name.
-    pub fn shown(&self) -> Vec<ShownSource> {
+    pub fn shown(&self, proofs: &Proofs) -> Vec<ShownSource> {
         let shown = |(name, entry): (&SourceName, &Entry)| ShownSource {
             name: name.clone(),
             kind: entry.kind,
             objective: entry.objective,
             points: entry.shown,
-            looking: entry.looking || entry.new.is_some(),
+            proof: proofs.of(name),
+            looking: entry.looking || entry.new.is_some() || proofs.is_looking(),
         };
         self.sources.iter().map(shown).collect()
     }

@@ -52,6 +52,8 @@ pub struct Shown {
     pub memory: Option<String>,
     /// Why the repository could not be asked for points; none: it could, or was not asked yet.
     pub repository: Option<String>,
+    /// Why what drills proved could not be read; none: it could, or was not looked at yet.
+    pub evidence: Option<String>,
     /// Notices that nobody took yet.
     pub owed: u32,
     /// When the loop turned last, since boot.

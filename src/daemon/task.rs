@@ -3,8 +3,9 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::Instrument as _;
 
+use crate::drill;
 use crate::error::{Error, Kind, Result};
-use crate::jobs::report::{RunResult, VerifyReport};
+use crate::jobs::report::{DrillReport, RunResult, VerifyReport};
 use crate::jobs::session::Role;
 use crate::jobs::{self, Session};
 use crate::policy::Policy;
@@ -27,6 +28,8 @@ pub enum Task {
     Prune,
     /// Verification.
     Verify,
+    /// A drill of the policy.
+    Drill(String),
 }
 
 impl Task {
@@ -36,6 +39,7 @@ impl Task {
             Self::Run(source) => format!("run {source}"),
             Self::Prune => "prune".to_owned(),
             Self::Verify => "verify".to_owned(),
+            Self::Drill(name) => format!("{}{name}", jobs::timetable::DRILL),
         }
     }
 
@@ -51,10 +55,10 @@ impl Task {
             }
         }
         for (name, timetable) in jobs::timetable::of_tasks(policy) {
-            let task = if name == "prune" {
-                Self::Prune
-            } else {
-                Self::Verify
+            let task = match name.strip_prefix(jobs::timetable::DRILL) {
+                Some(drill) => Self::Drill(drill.to_owned()),
+                None if name == "prune" => Self::Prune,
+                None => Self::Verify,
             };
             tasks.push((task, timetable));
         }
@@ -75,6 +79,8 @@ pub struct Ended {
     pub again: bool,
     /// Somebody runs this source by hand: it is waited for, and no try has failed.
     pub busy: bool,
+    /// In which of several ways it is not well; empty, where there is one only.
+    pub what: &'static str,
 }
 
 impl Ended {
@@ -85,6 +91,7 @@ impl Ended {
             error,
             again: false,
             busy: false,
+            what: "",
         }
     }
     /// It failed.
@@ -156,7 +163,76 @@ async fn one(session: &Session, task: &Task, slot: DateTime<Utc>, since: Option<
                 Err(e) => Ended::of(&e),
             }
         }
+        Task::Drill(name) => match drilled(session, name).await {
+            Ok((report, kept)) => {
+                for warning in report
+                    .warnings
+                    .iter()
+                    .chain(report.sources.iter().flat_map(|s| &s.warnings))
+                {
+                    tracing::warn!("{warning}");
+                }
+                let evidence = report.evidence.as_deref();
+                tracing::info!(
+                    result = report.result.name(),
+                    level = report.level,
+                    evidence,
+                    "drilled"
+                );
+                match (report.result, kept) {
+                    (_, Err(e)) if !report.interrupted => {
+                        let found = format!("the drill {}", report.result.words());
+                        let found = [found, not_proven(&report)].join("; ");
+                        Ended::failed(format!("{}; {}", e.chain(), found.trim_end_matches("; ")))
+                    }
+                    (drill::Outcome::Failed, _) => Ended::failed(not_proven(&report)),
+                    _ if report.interrupted => Ended::interrupted(Some(not_proven(&report))),
+                    (drill::Outcome::Passed, _) => Ended::done(None),
+                    (how, _) => Ended {
+                        what: how.name(),
+                        ..Ended::failed(not_proven(&report))
+                    },
+                }
+            }
+            Err(e) => Ended::of(&e),
+        },
     }
+}
+
+/// Carries a drill of the policy out, and keeps its evidence: what became of that is beside the report.
+async fn drilled(session: &Session, name: &str) -> Result<(DrillReport, Result<()>)> {
+    let policy = session
+        .policy
+        .drills
+        .get(name)
+        .ok_or_else(|| Error::usage(format!("the policy has no drill {name}")))?;
+    // Before anything is restored: a drill that nobody could sign is none.
+    let keeper = jobs::evidence::Keeper::new(session)?;
+    let mut report = jobs::drill::drill(session, name, policy).await?;
+    let kept = keeper.keep(session, &mut report).await;
+    if let Err(e) = &kept {
+        tracing::error!(error = %e.chain(), "the evidence of a drill is lost");
+    }
+    Ok((report, kept))
+}
+
+/// What a drill found, in a sentence: for each source that is not well the first check that says so.
+fn not_proven(report: &DrillReport) -> String {
+    let mut told = Vec::new();
+    for source in &report.sources {
+        let Some(check) = source.checks.iter().find(|c| c.result == source.result) else {
+            continue;
+        };
+        if source.result == drill::Outcome::Passed {
+            continue;
+        }
+        let how = source.result.words();
+        told.push(format!(
+            "{} {how}: {}: {} (should be: {})",
+            source.source, check.name, check.actual, check.expected
+        ));
+    }
+    told.join("; ")
 }
 
 /// What a verification found, in a sentence.

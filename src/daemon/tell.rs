@@ -49,9 +49,9 @@ pub fn ended(
     let notice = Notice {
         slot: Some(slot),
         error: how.error.clone(),
-        ..about(policy, &key, Event::Failure, now)
+        ..about(policy, &key, event_of(task), now)
     };
-    note(ledger, policy, &key, &turn, notice, now)?;
+    note_of(ledger, policy, (&key, how.what), &turn, notice, now)?;
     // One switch stands for everything: what is well does not hide what is not.
     // Its own objective is judged when the new point was looked up.
     let own = [format!("objective {key}"), format!("quiet {key}")];
@@ -68,6 +68,14 @@ pub fn ended(
         ),
     };
     ping(ledger, policy, &key, slot, (beat, text), now)
+}
+
+/// What a task that is not well is told as.
+fn event_of(task: &Task) -> Event {
+    match task {
+        Task::Drill(_) => Event::Drill,
+        _ => Event::Failure,
+    }
 }
 
 /// A slot begins: switches are told.
@@ -255,6 +263,18 @@ fn note(
     policy: &Policy,
     name: &str,
     turn: &Turn,
+    notice: Notice,
+    now: DateTime<Utc>,
+) -> Result<()> {
+    note_of(ledger, policy, (name, ""), turn, notice, now)
+}
+
+/// As [`note`], of a trouble that may become another one while it lasts, which is told at once.
+fn note_of(
+    ledger: &mut Ledger,
+    policy: &Policy,
+    (name, what): (&str, &str),
+    turn: &Turn,
     mut notice: Notice,
     now: DateTime<Utc>,
 ) -> Result<()> {
@@ -272,20 +292,22 @@ fn note(
                 since: now,
                 told: now,
                 failures: 1,
+                what: what.to_owned(),
             };
             (Some(trouble), true)
         }
         (Turn::There, Some(before)) => {
             // In the future: it was told before the clock was set back.
-            let tell = now - before.told >= REMIND || before.told > now + REMIND;
+            let tell = now - before.told >= REMIND || before.told > now + REMIND || before.what != what;
             // It is looked at every few seconds, and is one and the same.
-            if !tell && notice.event != Event::Failure {
+            if !tell && ![Event::Failure, Event::Drill].contains(&notice.event) {
                 return Ok(());
             }
             let trouble = Trouble {
                 since: before.since,
                 told: if tell { now } else { before.told },
                 failures: before.failures.saturating_add(1),
+                what: what.to_owned(),
             };
             (Some(trouble), tell)
         }

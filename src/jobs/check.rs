@@ -1,5 +1,7 @@
 //! Checks: policy, secrets, access, what the store can do, the sources, the next runs. Everything wrong at once.
 
+mod drills;
+
 use chrono::{DateTime, Utc};
 
 use super::Session;
@@ -45,22 +47,13 @@ pub async fn check(session: &Session, notify: bool) -> Result<CheckReport> {
     let secrets = secrets::check_all(&session.policy, &*session.lookup);
     found.of_policy = secrets.iter().any(|f| f.level == Level::Error);
     found.list.extend(secrets);
-    if !session.policy.not_acted_on.is_empty() {
-        found.push(Finding::warning(
-            "not yet",
-            format!(
-                "this version does not act on {}",
-                session.policy.not_acted_on.join(", ")
-            ),
-            "It is read and validated, and nothing comes of it yet.",
-        ));
-    }
     encryption(session, &mut found);
     found.push(state(session));
     let abilities = repository(session, &mut found).await;
     let unusable = super::notices::unusable(session);
     found.of_policy |= !unusable.is_empty();
     found.list.extend(unusable);
+    drills::check(session, &mut found).await;
     if notify {
         found.list.extend(super::notices::try_all(session).await);
     }
@@ -262,7 +255,7 @@ fn tasks(session: &Session) -> Vec<CheckedTask> {
     let now = session.world.clock.now();
     let timetables = timetable::of_tasks(&session.policy);
     let checked = timetables.into_iter().map(|(task, timetable)| CheckedTask {
-        task: task.to_owned(),
+        task,
         next_runs: timetable.next_starts(now, 5),
     });
     checked.collect()

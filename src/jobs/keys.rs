@@ -35,6 +35,15 @@ pub fn generate(world: &World, file: &Path) -> Result<String> {
             .to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         secret.expose_secret()
     ));
+    write_new(file, &text)?;
+    Ok(recipient)
+}
+
+/// Writes a secret to a new file (0600).
+///
+/// # Errors
+/// It is there, or can not be written.
+pub(super) fn write_new(file: &Path, text: &str) -> Result<()> {
     let mut out = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -55,8 +64,7 @@ pub fn generate(world: &World, file: &Path) -> Result<String> {
     out.write_all(text.as_bytes())
         .doing(|| format!("can not write {}", file.display()))?;
     out.sync_all()
-        .doing(|| format!("can not write {}", file.display()))?;
-    Ok(recipient)
+        .doing(|| format!("can not write {}", file.display()))
 }
 
 /// The generations.

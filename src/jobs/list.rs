@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Session;
+use super::evidence::{self, Proven};
 use super::outline::outline;
 use super::report::{
     ListReport, ListedObject, ListedPoint, ListedReference, ListedSource, PointReport, UnreadablePoint,
@@ -36,10 +37,14 @@ pub async fn list(session: &Session, source: Option<&SourceName>) -> Result<List
         names.retain(|n| n == source);
     }
     let mut sources = Vec::new();
+    let told = evidence::told(session, &repository).await;
     for name in names {
-        sources.push(listed(&repository, name).await?);
+        sources.push(listed(&repository, name, &told.proven).await?);
     }
-    Ok(ListReport { sources })
+    Ok(ListReport {
+        sources,
+        warnings: [told.problems, told.warnings].concat(),
+    })
 }
 
 fn join(names: &std::collections::BTreeSet<SourceName>) -> String {
@@ -50,7 +55,7 @@ fn join(names: &std::collections::BTreeSet<SourceName>) -> String {
         .join(", ")
 }
 
-async fn listed(repository: &Repository, source: SourceName) -> Result<ListedSource> {
+async fn listed(repository: &Repository, source: SourceName, proven: &Proven) -> Result<ListedSource> {
     let catalog = repository.catalog(&source).await?;
     // Damage is seldom; references are read only when some is recorded.
     let mut refs: BTreeMap<RunId, Result<Refs>> = BTreeMap::new();
@@ -68,7 +73,10 @@ async fn listed(repository: &Repository, source: SourceName) -> Result<ListedSou
         .points
         .values()
         .filter(|p| !p.commit.partial)
-        .map(|p| listed_point(p, damage(&catalog, p, refs.get(&p.commit.run))))
+        .map(|p| ListedPoint {
+            drilled: proven.point(&source, p.commit.run, p.digest).cloned(),
+            ..listed_point(p, damage(&catalog, p, refs.get(&p.commit.run)))
+        })
         .collect();
     let shown = || {
         points

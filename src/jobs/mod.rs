@@ -3,6 +3,8 @@
 
 pub mod backup;
 pub mod check;
+pub mod drill;
+pub mod evidence;
 mod gap;
 pub mod hold;
 pub mod init;
@@ -12,6 +14,7 @@ pub mod list;
 pub mod notices;
 pub mod outline;
 pub mod prune;
+pub mod recovery_key;
 pub mod report;
 pub mod restore;
 pub mod session;

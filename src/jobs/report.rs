@@ -1,13 +1,22 @@
 //! What the jobs answer: documents with stable names (DESIGN, section 7). Times are RFC 3339 UTC, sizes bytes.
 
+mod drills;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::drill::Outcome;
+use crate::drill::measured::{Prediction, Timed};
 use crate::error::Error;
 use crate::source::{Finding, Part};
 use crate::state::last::LastRun;
 use crate::store::Abilities;
 use crate::types::{Environment, GenerationId, RepositoryId, RunId, SourceName};
+
+pub use drills::{
+    AcceptReport, Coverage, DrillReport, EvidenceList, EvidenceReport, ListedEvidence, MonthReport,
+    SourceDrill,
+};
 
 /// A failure inside a document.
 #[derive(Clone, Debug, Serialize)]
@@ -134,6 +143,8 @@ pub struct RunReport {
 pub struct ListReport {
     /// The sources.
     pub sources: Vec<ListedSource>,
+    /// What the operator should know of what drills proved.
+    pub warnings: Vec<String>,
 }
 
 /// A source in `list`.
@@ -198,6 +209,9 @@ pub struct Drilled {
     pub at: DateTime<Utc>,
     /// Level, 0–6.
     pub level: u8,
+    /// How long its restore took.
+    #[serde(skip)]
+    pub timed: Option<Timed>,
 }
 
 /// A span of instants.
@@ -430,8 +444,10 @@ pub struct StatusReport {
     pub sentence: String,
     /// The sources, worst first.
     pub sources: Vec<SourceStatus>,
-    /// What the daemon's own tasks (`prune`, `verify`) failed of, a sentence each.
+    /// What the daemon's own tasks (`prune`, `verify`) failed of, and why it can not be told what drills proved, a sentence each.
     pub problems: Vec<String>,
+    /// What the operator should know, and what misses no objective.
+    pub warnings: Vec<String>,
 }
 
 /// A source in `status`.
@@ -447,8 +463,18 @@ pub struct SourceStatus {
     pub rpo_objective_seconds: Option<f64>,
     /// The last run of this state directory that ended, or was killed.
     pub last_run: Option<LastRun>,
-    /// The last drill.
+    /// The last drill that proved a point of it.
     pub last_drill: Option<Drilled>,
+    /// How the last drill of it ended, whatever it found.
+    pub last_drill_result: Option<Outcome>,
+    /// When that began.
+    pub last_drill_at: Option<DateTime<Utc>>,
+    /// How long a restore of the newest point takes, at the rates that drills measured; none: nothing was measured.
+    pub predicted_restore_seconds: Option<f64>,
+    /// The drill that says so.
+    pub predicted_by: Option<Prediction>,
+    /// `objective.rto`
+    pub rto_objective_seconds: Option<f64>,
     /// What is wrong, a sentence each.
     pub problems: Vec<String>,
 }

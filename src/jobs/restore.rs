@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Session;
+use super::evidence;
 use super::gap::{check_gap, without_limit};
 use super::outline::outline;
 use super::report::RestoreReport;
@@ -299,7 +300,10 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         warnings.push(format!("point {run} is nearer and is passed over: {reason}"));
     }
     warnings.extend(nearer_expired(&catalog, goal, Some(plan.at)));
-    let commit = catalog.points[&plan.run].commit.clone();
+    let (commit, digest) = (
+        catalog.points[&plan.run].commit.clone(),
+        catalog.points[&plan.run].digest,
+    );
     let age = age(&commit, now);
     let latest = goal == Goal::Latest;
     // Nothing newer can be had: there is no gap to refuse, only an age to tell.
@@ -317,6 +321,10 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
             "the source's clock was {offset} ms ahead of the store's when the point was taken"
         ));
     }
+    // Neither damage of the evidence nor its absence is in the way of a restore.
+    let told = evidence::told(session, &repository).await;
+    warnings.extend(told.problems);
+    warnings.extend(told.warnings);
     let report = RestoreReport {
         source: source.clone(),
         requested,
@@ -336,7 +344,7 @@ async fn planned(session: &Session, request: &Request) -> Result<Planned> {
         differences: Vec::new(),
         warnings,
         next_steps: Vec::new(),
-        drilled: None,
+        drilled: told.proven.point(source, plan.run, digest).cloned(),
         error: None,
     };
     Ok(Planned {

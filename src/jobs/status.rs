@@ -5,17 +5,20 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::Session;
+use super::evidence::{self, Proven};
 use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
 use super::timetable;
+use crate::drill::Outcome as DrillOutcome;
+use crate::drill::measured::{Prediction, predict};
 use crate::error::Result;
 use crate::policy::SourcePolicy;
 use crate::repository::Repository;
 use crate::schedule::Schedule;
 use crate::state::ledger::points::FUTURE;
 use crate::state::ledger::{Ledger, Outcome};
-use crate::types::SourceName;
+use crate::types::{SourceName, about};
 
 /// One sentence, then a line per source.
 ///
@@ -24,9 +27,10 @@ use crate::types::SourceName;
 pub async fn status(session: &Session) -> Result<StatusReport> {
     let repository = session.open(Role::Writer).await?;
     let now = session.world.clock.now();
+    let told = evidence::told(session, &repository).await;
     let mut sources = Vec::new();
     for (name, policy) in &session.policy.sources {
-        sources.push(source_status(session, &repository, name, policy, now).await?);
+        sources.push(source_status(session, &repository, name, policy, &told.proven, now).await?);
     }
     let worst = |s: &SourceStatus| {
         (
@@ -35,7 +39,8 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         )
     };
     sources.sort_by_key(worst);
-    let problems = tasks(session);
+    let mut problems = tasks(session, &told.proven);
+    problems.extend(told.problems.into_iter().map(|why| format!("But {why}")));
     let also = match problems.as_slice() {
         [] => String::new(),
         some => format!(" {}.", some.join(". ")),
@@ -69,18 +74,25 @@ pub async fn status(session: &Session) -> Result<StatusReport> {
         sentence: sentence + &also,
         sources,
         problems,
+        warnings: told.warnings,
     })
 }
 
 /// What prune and verify failed of, as the daemon of this state directory has seen it last.
-fn tasks(session: &Session) -> Vec<String> {
+fn tasks(session: &Session, proven: &Proven) -> Vec<String> {
     let state = &session.policy.state_dir;
     if !Ledger::is_there(state) {
         return Vec::new();
     }
-    let failed = |name: &'static str| -> Result<Option<String>> {
+    let failed = |name: &str| -> Result<Option<String>> {
         let newest = Ledger::read_only(state)?.newest_slots(name, 1)?;
-        let failed = newest.first().filter(|slot| slot.outcome == Outcome::Failed);
+        // Of a drill the evidence tells, also that it was made again by hand; the daemon only that there is none.
+        let drilled = name
+            .strip_prefix(timetable::DRILL)
+            .and_then(|drill| proven.last_of(drill));
+        let failed = newest
+            .first()
+            .filter(|slot| slot.outcome == Outcome::Failed && drilled.is_none_or(|at| at < slot.slot));
         Ok(failed.map(|slot| {
             let at = slot.slot.format("%Y-%m-%d %H:%M:%SZ");
             let error = slot.error.as_deref().unwrap_or("no cause is known");
@@ -90,7 +102,7 @@ fn tasks(session: &Session) -> Vec<String> {
     let scheduled = timetable::of_tasks(&session.policy).into_iter();
     scheduled
         .filter_map(|(name, _)| {
-            failed(name)
+            failed(&name)
                 .unwrap_or_else(|e| Some(format!("How the last {name} ended is unknown: {}", e.chain())))
         })
         .collect()
@@ -101,10 +113,25 @@ async fn source_status(
     repository: &Repository,
     name: &SourceName,
     policy: &SourcePolicy,
+    proven: &Proven,
     now: DateTime<Utc>,
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
     let mut problems = Vec::new();
+    if let Some(last) = proven.last_drill(name)
+        && last.result != DrillOutcome::Passed
+    {
+        problems.push(format!(
+            "its last drill ({}, {}) {}{}",
+            last.drill,
+            last.at.format("%Y-%m-%d %H:%M:%SZ"),
+            last.result.words(),
+            last.why
+                .as_ref()
+                .map(|why| format!(": {why}"))
+                .unwrap_or_default()
+        ));
+    }
     for (run, why) in &catalog.unreadable {
         problems.push(if why.newer {
             format!("the commit of {run} is of a newer format")
@@ -131,7 +158,7 @@ async fn source_status(
         if damaged {
             damaged_points.push(point.commit.run);
         } else {
-            newest = newest.max(Some(point.commit.taken()));
+            newest = newest.max(Some((point.commit.taken(), point.commit.bytes.content)));
             ahead += usize::from(point.commit.at > now + FUTURE);
             newest_finished = newest_finished.max(Some(point.commit.finished));
         }
@@ -165,6 +192,13 @@ async fn source_status(
     if repository.object_lock().is_some() {
         problems.extend(unlocked(repository, name, &catalog).await?);
     }
+    let (newest, bytes) = newest.unzip();
+    let timed = proven
+        .of(name)
+        .filter_map(|(_, d)| Some((d.at, d.timed.as_ref()?)));
+    let predicted = bytes.and_then(|bytes| predict(timed, bytes));
+    let rto = policy.objective.rto.map(|d| d.as_secs_f64());
+    problems.extend(predicted.as_ref().zip(rto).and_then(too_slow));
     let objective = objective(policy, now);
     let age = newest.map(|at| ((now - at).num_milliseconds() as f64 / 1000.0).max(0.0));
     match (age, objective) {
@@ -182,8 +216,25 @@ async fn source_status(
         rpo_seconds: age,
         rpo_objective_seconds: objective.map(|d| d.as_secs_f64()),
         last_run,
-        last_drill: None,
+        last_drill: proven.last(name, &catalog).cloned(),
+        last_drill_result: proven.last_drill(name).map(|last| last.result),
+        last_drill_at: proven.last_drill(name).map(|last| last.at),
+        predicted_restore_seconds: predicted.as_ref().map(|p| p.seconds),
+        predicted_by: predicted,
+        rto_objective_seconds: rto,
         problems,
+    })
+}
+
+/// A restore that would take longer than its objective.
+fn too_slow((predicted, rto): (&Prediction, f64)) -> Option<String> {
+    (predicted.seconds > rto).then(|| {
+        format!(
+            "a restore takes about {}, as measured by the drill of {}; the objective is {}",
+            about(predicted.seconds),
+            predicted.at.format("%Y-%m-%d %H:%M:%SZ"),
+            words(rto)
+        )
     })
 }
 

@@ -70,6 +70,36 @@ pub async fn verify(
     Ok(report)
 }
 
+/// Digests of everything that one point draws on; damage is recorded, as by [`verify`].
+///
+/// # Errors
+/// The repository can not be read at all. Damage is an answer, not an error.
+pub async fn verify_point(
+    session: &Session,
+    repository: &Repository,
+    source: &SourceName,
+    catalog: &Catalog,
+    point: &Point,
+) -> Result<VerifyReport> {
+    let mut report = VerifyReport::default();
+    let mut work = Work {
+        session,
+        repository,
+        source,
+        report: &mut report,
+        found: BTreeMap::new(),
+        sound: BTreeSet::new(),
+        generations: BTreeMap::new(),
+    };
+    let mut expected = Expected::new();
+    work.add_expected(point, &mut expected).await?;
+    work.read(expected.into_iter().collect()).await?;
+    work.wraps().await?;
+    work.record(catalog).await?;
+    work.record_mended(catalog, false).await?;
+    Ok(report)
+}
+
 /// An object of a run.
 type Object = (RunId, String);
 /// What points draw on, with digests.

@@ -59,17 +59,19 @@ impl Notice {
             return format!("Lifeboat ({}): a test, nothing has happened", self.environment);
         }
         let what = match self.event {
-            Event::Failure if self.failures > 1 => format!("failed {} times in a row", self.failures),
-            Event::Failure => "failed".to_owned(),
+            Event::Failure | Event::Drill if self.failures > 1 => {
+                format!("failed {} times in a row", self.failures)
+            }
+            Event::Failure | Event::Drill => "failed".to_owned(),
             Event::Recovery => match self.recovered {
                 Some(Event::Objective) => "meets its recovery point objective again",
                 Some(Event::Quiet) => "is heard of again",
+                Some(Event::Drill) => "passes again",
                 _ => "is well again",
             }
             .to_owned(),
             Event::Objective => "misses its recovery point objective".to_owned(),
             Event::Quiet => "is quiet".to_owned(),
-            Event::Drill => "drill".to_owned(),
         };
         format!("Lifeboat ({}): {} {what}", self.environment, self.task)
     }

@@ -67,7 +67,7 @@ use Type::{Boolean, Duration, Integer, OneOf, Secret, Signed, Size, Table, Table
 pub const NAMED: [(&str, &str); 4] = [
     ("source", "What is protected: [source.NAME]"),
     ("retention", "How long points are kept: [retention.NAME]"),
-    ("drill", "Scheduled test restores: [drill.NAME]"),
+    ("drill", "Test restores: [drill.NAME]"),
     ("notify", "Who is told: [notify.NAME]"),
 ];
 
@@ -90,6 +90,7 @@ pub const KEYS: &[Key] = &[
     must("", "encryption", Table("encryption"), "Who can read them"),
     key("", "prune", Table("prune"), "Expiring, only where it is done"),
     key("", "verify", Table("verify"), "Scheduled verification"),
+    key("", "evidence", Table("evidence"), "What drills prove"),
     key("", "state", Table("state"), "Local state"),
     key("", "http", Table("http"), "The daemon's HTTP"),
     must(
@@ -335,6 +336,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "source",
+        "settings_key",
+        Secret,
+        "pocketbase: what --encryptionEnv names, if its settings are encrypted; drills boot a copy only with it",
+    ),
+    key(
+        "source",
         "logs",
         Boolean,
         "pocketbase: auxiliary.db too; default true",
@@ -360,6 +367,12 @@ pub const KEYS: &[Key] = &[
     key("retention", "weekly", Integer, "ISO weeks"),
     key("retention", "monthly", Integer, "Months"),
     key("retention", "yearly", Integer, "Years"),
+    key(
+        "evidence",
+        "key",
+        Secret,
+        "An Ed25519 private key that signs it; `backup key signing FILE` makes one",
+    ),
     must("drill", "sources", Texts, "Which sources"),
     key("drill", "schedule", Text, "Cron"),
     key(
@@ -369,7 +382,12 @@ pub const KEYS: &[Key] = &[
         "Which point; default latest",
     ),
     key("drill", "checks", Tables("check"), "Your own checks"),
-    key("drill", "window", Duration, "How far back a random point may lie"),
+    key(
+        "drill",
+        "window",
+        Duration,
+        "How far back a random point may lie; how far ahead before-expiry looks, default 7d",
+    ),
     key(
         "drill",
         "max_age",
@@ -382,8 +400,32 @@ pub const KEYS: &[Key] = &[
         Duration,
         "How long a failed target is kept; default 24h",
     ),
-    key("drill", "budget", Size, "Most disk space"),
-    key("drill", "binaries", Text, "Where server programs are"),
+    key("drill", "budget", Size, "Most disk space of its target"),
+    key(
+        "drill",
+        "memory",
+        Size,
+        "Most memory of a process of the scratch server",
+    ),
+    key("drill", "timeout", Duration, "Most time; default 12h"),
+    key(
+        "drill",
+        "binaries",
+        Text,
+        "The directory with initdb and postgres, or with pocketbase; otherwise they are looked for",
+    ),
+    key(
+        "drill",
+        "sandbox",
+        Text,
+        "required (default), or optional: where the host allows none the target runs without, and code in a backup does what our user may",
+    ),
+    key(
+        "drill",
+        "server",
+        Secret,
+        "URL of a Postgres server for drills alone, in place of a cluster of their own; everything on it is removed",
+    ),
     must("check", "source", Text, "The source it is about"),
     must("check", "name", Text, "Its name in the evidence"),
     key(
@@ -392,9 +434,26 @@ pub const KEYS: &[Key] = &[
         Text,
         "A query whose one value must be true, or expected",
     ),
-    key("check", "expected", Text, "The value"),
-    key("check", "command", Texts, "A program that must end with 0"),
-    key("check", "http", Text, "A URL that must answer 200"),
+    key(
+        "check",
+        "database",
+        Text,
+        "The database of the query, where there are several",
+    ),
+    key("check", "expected", Text, "The value, as text"),
+    key(
+        "check",
+        "command",
+        Texts,
+        "A program that must end with 0; it is started beside the target, and sees only the system's programs, itself and the target",
+    ),
+    key("check", "timeout", Duration, "Most time; default 5m"),
+    key(
+        "check",
+        "http",
+        Text,
+        "A URL of the restored application that must answer 200; host and port are the scratch server's",
+    ),
     key("notify", "webhook", Secret, "URL for JSON"),
     key("notify", "secret", Secret, "Signs the webhook (HMAC)"),
     key("notify", "slack", Secret, "URL"),

@@ -1,5 +1,6 @@
 //! The policy file: what, when, where, how long.
 
+mod drills;
 pub mod examples;
 pub mod keys;
 pub mod model;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use lettre::message::Mailbox;
 
+use crate::drill::Select;
 pub use crate::retention::RetentionRules;
 use crate::store::LockMode;
 use crate::types::{Environment, SourceName};
@@ -30,10 +31,10 @@ pub struct Policy {
     pub prune: Option<PrunePolicy>,
     /// What is protected.
     pub sources: BTreeMap<SourceName, SourcePolicy>,
-    /// Drills, kept for the drill command.
+    /// Signs what drills prove.
+    pub evidence_key: Option<SecretRef>,
+    /// Drills.
     pub drills: BTreeMap<String, DrillPolicy>,
-    /// Sections that are understood and that this version does not act on yet.
-    pub not_acted_on: Vec<String>,
     /// Scheduled verification.
     pub verify: VerifyPolicy,
     /// The local state directory: `state.dir`, `$LIFEBOAT_STATE`, `$STATE_DIRECTORY`, then `/var/lib/lifeboat`.
@@ -386,6 +387,8 @@ pub struct PocketBasePolicy {
     pub logs: bool,
     /// storage/ too.
     pub storage: bool,
+    /// What its settings are encrypted with; for drills.
+    pub settings_key: Option<SecretRef>,
 }
 
 /// Where a PocketBase is.
@@ -430,4 +433,67 @@ pub struct DrillPolicy {
     pub sources: Vec<SourceName>,
     /// Cron.
     pub schedule: Option<String>,
+    /// Which point.
+    pub select: Select,
+    /// How far back a random point may lie, and how soon one is to expire that is drilled before.
+    pub window: Option<Duration>,
+    /// It fails when the newest point is older.
+    pub max_age: Option<Duration>,
+    /// How long the target of one that failed is kept.
+    pub keep_failed: Duration,
+    /// The most disk space that its target may take, bytes.
+    pub budget: Option<u64>,
+    /// The most memory that a process of a scratch server may take, bytes.
+    pub memory: Option<u64>,
+    /// The most time that it may take.
+    pub timeout: Duration,
+    /// Where server programs are.
+    pub binaries: Option<PathBuf>,
+    /// The URL of a Postgres server for drills, in place of a cluster of their own.
+    pub server: Option<SecretRef>,
+    /// Whether its target may be without a sandbox.
+    pub sandbox: Sandboxing,
+    /// The operator's own checks.
+    pub checks: Vec<UserCheck>,
+}
+
+/// `sandbox`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Sandboxing {
+    /// Where there can be none, nothing is drilled.
+    #[default]
+    Required,
+    /// Where there can be none, the target runs without.
+    Optional,
+}
+
+/// A check of the operator's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserCheck {
+    /// The source that it is about.
+    pub source: SourceName,
+    /// Its name in the evidence.
+    pub name: String,
+    /// The most time that it may take.
+    pub timeout: Duration,
+    /// What is done.
+    pub what: UserCheckKind,
+}
+
+/// What a check of the operator's own does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserCheckKind {
+    /// A query of one value, which must be the expected one; without one, true.
+    Sql {
+        /// Of this database; none: the only one.
+        database: Option<String>,
+        /// The query.
+        query: String,
+        /// The value, as text.
+        expected: Option<String>,
+    },
+    /// A program that must end with 0.
+    Command(Vec<String>),
+    /// Path and query of a URL of the restored application, which must answer 200.
+    Http(String),
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use toml::de::DeTable;
 
+use super::drills::drill;
 use super::model::{
-    DrillPolicy, EncryptionPolicy, Event, HttpPolicy, NotifyPolicy, ObjectLock, PlaceKind, Policy,
-    PrunePolicy, RepositoryPolicy, RetentionRules, StoreCredentials, StoreUrl, VerifyPolicy,
+    EncryptionPolicy, Event, HttpPolicy, NotifyPolicy, ObjectLock, PlaceKind, Policy, PrunePolicy,
+    RepositoryPolicy, RetentionRules, StoreCredentials, StoreUrl, VerifyPolicy,
 };
 use super::reader::{PolicyErrors, Problem, Problems, Reader};
 use super::sources::source;
+use crate::drill::RECOVERY_KEY;
 use crate::schedule::Schedule;
 use crate::store::LockMode;
 use crate::types::SourceName;
@@ -73,7 +75,6 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         r.finish(&[]);
         dir
     });
-    let mut not_acted_on = Vec::new();
     let http = root.table("http", "http").map(|r| http(&r)).unwrap_or_default();
     let retentions: BTreeMap<String, RetentionRules> = root
         .named("retention", "retention")
@@ -97,9 +98,20 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
     let drills: BTreeMap<_, _> = root
         .named("drill", "drill")
         .into_iter()
-        .map(|(name, _, r)| (name, drill(&r, timezone, &names)))
+        .map(|(name, span, r)| {
+            if name == RECOVERY_KEY {
+                let hint =
+                    format!("`backup drill {RECOVERY_KEY}` needs no policy of its own: take another name");
+                r.problem_at(span, "this name is reserved", Some(hint));
+            }
+            (name, drill(&r, timezone, &names))
+        })
         .collect();
-    not_acted_on.extend(drills.keys().map(|name| format!("[drill.{name}]")));
+    let evidence_key = root.table("evidence", "evidence").and_then(|r| {
+        let key = r.secret("key");
+        r.finish(&[]);
+        key
+    });
     let mut told = BTreeMap::new();
     for (name, _, reader) in root.named("notify", "notify") {
         told.insert(name, notify(&reader));
@@ -114,7 +126,7 @@ fn read(root: &Reader<'_, '_>, path: &Path, lookup: Lookup<'_>) -> Option<Policy
         prune,
         sources,
         drills,
-        not_acted_on,
+        evidence_key,
         verify,
         state_dir: state_dir(dir, lookup),
         concurrency,
@@ -395,49 +407,6 @@ fn retention(reader: &Reader<'_, '_>) -> RetentionRules {
         );
     }
     rules
-}
-
-fn drill(reader: &Reader<'_, '_>, zone: Tz, sources: &[String]) -> DrillPolicy {
-    let named = reader.items("sources").unwrap_or_default();
-    let undefined = |name: &str| {
-        let near = super::keys::nearest(name, sources.iter().map(String::as_str));
-        let hint = near.map(|n| format!("did you mean {n:?}?"));
-        (!sources.iter().any(|s| s == name)).then(|| (format!("there is no [source.{name}]"), hint))
-    };
-    for (name, span) in &named {
-        if let Some((message, hint)) = undefined(name) {
-            reader.problem_in("sources", span.clone(), message, hint);
-        }
-    }
-    if reader
-        .value("sources")
-        .is_some_and(|v| v.get_ref().as_array().is_some_and(|a| a.is_empty()))
-    {
-        reader.problem("sources", "must name at least one source", None);
-    }
-    reader.one_of("at", &["latest", "random", "oldest", "before-expiry"]);
-    for key in ["window", "max_age", "keep_failed"] {
-        reader.duration(key);
-    }
-    reader.size("budget");
-    reader.path("binaries");
-    for check in reader.tables("checks", "check") {
-        if let Some((message, hint)) = check.filled("source").and_then(|name| undefined(&name)) {
-            check.problem("source", message, hint);
-        }
-        check.filled("name");
-        check.filled("sql");
-        check.text("expected");
-        check.texts("command");
-        check.filled("http");
-        check.finish(&[]);
-    }
-    let policy = DrillPolicy {
-        sources: named.iter().filter_map(|(n, _)| n.parse().ok()).collect(),
-        schedule: schedule(reader, zone),
-    };
-    reader.finish(&[]);
-    policy
 }
 
 fn notify(reader: &Reader<'_, '_>) -> NotifyPolicy {

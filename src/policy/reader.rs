@@ -216,6 +216,10 @@ impl<'a, 't> Reader<'a, 't> {
         }
         Some(self.problems.directory.join(path))
     }
+    /// A path as it is meant: relative ones are of the policy's directory.
+    pub fn beside(&self, path: &str) -> PathBuf {
+        self.problems.directory.join(path)
+    }
     /// A text that something else parses.
     pub fn parsed<T, E: fmt::Display>(&self, key: &str, parse: impl Fn(&str) -> Result<T, E>) -> Option<T> {
         match parse(&self.text(key)?) {

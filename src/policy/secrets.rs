@@ -103,8 +103,18 @@ pub fn references(policy: &Policy) -> Vec<(String, &SecretRef)> {
                     all.push((format!("source.{name}.superuser.identity"), identity));
                     all.push((format!("source.{name}.superuser.password"), password));
                 }
+                let key = pocketbase.settings_key.as_ref();
+                all.extend(key.map(|key| (format!("source.{name}.settings_key"), key)));
             }
             SourceKind::Bucket { .. } => {}
+        }
+    }
+    if let Some(key) = &policy.evidence_key {
+        all.push(("evidence.key".to_owned(), key));
+    }
+    for (name, drill) in &policy.drills {
+        if let Some(server) = &drill.server {
+            all.push((format!("drill.{name}.server"), server));
         }
     }
     if let Some(token) = &policy.http.token {

@@ -120,7 +120,7 @@ const PHYSICAL: &[&str] = &[
     "slot_without_limit",
     "retain_limit",
 ];
-const POCKETBASE: &[&str] = &["path", "superuser", "logs", "storage"];
+const POCKETBASE: &[&str] = &["path", "superuser", "logs", "storage", "settings_key"];
 
 fn kind(reader: &Reader<'_, '_>) -> Option<SourceKind> {
     let kind = reader.one_of("kind", &["postgres", "pocketbase", "bucket"])?;
@@ -196,6 +196,7 @@ fn pocketbase(reader: &Reader<'_, '_>) -> Option<PocketBasePolicy> {
     });
     let logs = reader.boolean("logs").unwrap_or(true);
     let storage = reader.boolean("storage").unwrap_or(true);
+    let settings_key = reader.secret("settings_key");
     let place = match (reader.value("path").is_some(), reader.value("url").is_some()) {
         (true, false) if superuser.is_some() => {
             reader.problem("superuser", "is for a pocketbase with url", None);
@@ -233,5 +234,6 @@ fn pocketbase(reader: &Reader<'_, '_>) -> Option<PocketBasePolicy> {
         place: place?,
         logs,
         storage,
+        settings_key,
     })
 }

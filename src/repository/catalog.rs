@@ -20,7 +20,9 @@ pub const READS_AT_ONCE: usize = 16;
 pub struct Point {
     /// Its commit.
     pub commit: Commit,
-    /// Digest of the commit's first line's object, for caches.
+    /// SHA-256 of the object that holds the commit: what drills prove is proven of this.
+    pub digest: Digest,
+    /// Store time of that.
     pub modified: DateTime<Utc>,
     /// Its tombstone's store time.
     pub tombstoned: Option<DateTime<Utc>>,
@@ -77,7 +79,7 @@ impl Repository {
             .map(|object| async move {
                 let run = layout::run_of_json(&object.key, &layout::points_prefix(source));
                 let read = match run {
-                    Some(run) => self.commit(source, run).await,
+                    Some(run) => self.commit_digested(source, run).await,
                     None => Err(Error::damaged(format!(
                         "{} is not the name of a point",
                         object.key
@@ -90,9 +92,10 @@ impl Repository {
             .await;
         for (object, run, commit) in read {
             match (run, commit) {
-                (Some(run), Ok(Some(commit))) => {
+                (Some(run), Ok(Some((commit, digest)))) => {
                     let point = Point {
                         commit,
+                        digest,
                         modified: object.modified,
                         tombstoned: catalog.tombstones.get(&run).copied(),
                         held: catalog.holds.contains(&run),
@@ -119,9 +122,18 @@ impl Repository {
     /// # Errors
     /// The store; damaged or of an unknown format.
     pub async fn commit(&self, source: &SourceName, run: RunId) -> Result<Option<Commit>> {
+        let read = self.commit_digested(source, run).await?;
+        Ok(read.map(|(commit, _)| commit))
+    }
+
+    /// As [`Self::commit`], with the digest of the object.
+    async fn commit_digested(&self, source: &SourceName, run: RunId) -> Result<Option<(Commit, Digest)>> {
         let key = layout::commit(source, run);
         match self.read(&key).await? {
-            Some(bytes) => Ok(Some(Commit::parse(&bytes, &key, self.id(), source, run)?)),
+            Some(bytes) => {
+                let commit = Commit::parse(&bytes, &key, self.id(), source, run)?;
+                Ok(Some((commit, Digest::of(&bytes))))
+            }
             None => Ok(None),
         }
     }

@@ -103,6 +103,16 @@ pub fn log_prefix(source: &SourceName) -> String {
 pub fn evidence_prefix() -> String {
     "evidence/".to_owned()
 }
+/// What a drill proved.
+pub fn evidence(id: Ulid) -> Key {
+    Key::from_text(format!("evidence/{id}.json"))
+}
+/// The id in a key of evidence.
+pub fn evidence_id(key: &Key) -> Option<Ulid> {
+    let id = key.as_str().strip_prefix("evidence/")?.strip_suffix(".json")?;
+    // Ids are read in small letters too; a name has one spelling.
+    id.parse().ok().filter(|id| evidence(*id) == *key)
+}
 /// Small objects by which a store's abilities are found out.
 pub fn probe_prefix(id: Ulid) -> String {
     format!("probe/{id}/")

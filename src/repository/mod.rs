@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod documents;
+pub mod evidence;
 pub mod frame;
 pub mod generation;
 pub mod index;

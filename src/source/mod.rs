@@ -4,6 +4,7 @@
 pub(crate) mod directory_target;
 pub mod pocketbase;
 pub mod postgres;
+pub mod scratch;
 pub mod stamps;
 
 use std::collections::BTreeMap;
@@ -224,11 +225,36 @@ pub struct Restored {
     pub next_steps: Vec<String>,
 }
 
+/// What a drill of the policy says of the target that it wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DrillNeeds<'a> {
+    /// Where server programs are; otherwise they are looked for.
+    pub binaries: Option<&'a Path>,
+    /// A server for Postgres, in place of a cluster of the drill's own.
+    pub server: Option<&'a SecretText>,
+}
+
+/// What a drill would make its target with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrillReady {
+    /// Such as `PostgreSQL 15.18`; empty where nothing is needed.
+    pub text: String,
+    /// Where programs of checks are looked for before the system's.
+    pub path: Vec<PathBuf>,
+}
+
 /// A protected thing.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// Tries configuration and access, as `backup check` shows them.
     async fn check(&self, world: &World) -> Vec<Finding>;
+    /// Whether a drill finds on this host what a target for this source is made with.
+    ///
+    /// # Errors
+    /// What is missing, or why it can not be told.
+    async fn check_drill(&self, _needs: &DrillNeeds<'_>) -> Result<DrillReady, Finding> {
+        Ok(DrillReady::default())
+    }
     /// Takes a snapshot. Whatever must be of one instant is fixed when this returns or by [`Capture::finish`]. When the
     /// work is cancelled this ends soon, and nothing of it goes on in the scratch directory after it.
     ///
@@ -271,6 +297,16 @@ pub trait Restorer: Send + Sync {
     ) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
+    /// Makes a scratch target for a point that this was read of.
+    ///
+    /// # Errors
+    /// A program or an extension is not there ([`crate::error::Kind::DrillCouldNotRun`]); it does not start.
+    async fn scratch(
+        &self,
+        context: &Context,
+        plan: scratch::ScratchPlan,
+        outline: &Outline,
+    ) -> Result<Box<dyn scratch::ScratchTarget>>;
     /// Writes the point to the target, and compares the facts.
     ///
     /// # Errors

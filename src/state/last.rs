@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{make_dir, modified, open_lock, read_json, write_json};
+use super::{make_dir, modified, open_lock, open_regular, read_json, write_json};
 use crate::error::{Context as _, Result};
 use crate::types::{RunId, SourceName};
 
@@ -80,14 +80,14 @@ impl Runs {
         let path = self.directory.join("began");
         let doing = || format!("can not write {}", path.display());
         let _lock = lock(&self.directory)?;
-        let mut file = OpenOptions::new()
+        let mut options = OpenOptions::new();
+        options
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .doing(doing)?;
+            .mode(0o600);
+        let mut file = open_regular(&mut options, &path).doing(doing)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Ok(None),
@@ -114,7 +114,7 @@ impl Runs {
     /// What is there can not be read.
     pub fn last(&self) -> Result<Option<LastRun>> {
         let path = self.directory.join("lock");
-        let lock = match File::open(&path) {
+        let lock = match open_regular(OpenOptions::new().read(true), &path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).doing(|| format!("can not read {}", path.display())),
@@ -123,7 +123,7 @@ impl Runs {
             .doing(|| format!("can not lock {}", path.display()))?;
         let last = read_json(&self.last_file())?;
         let path = self.directory.join("began");
-        let mut file = match File::open(&path) {
+        let mut file = match open_regular(OpenOptions::new().read(true), &path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(last),
             Err(e) => return Err(e).doing(|| format!("can not read {}", path.display())),

@@ -7,6 +7,7 @@
 pub mod days;
 pub mod notices;
 pub mod points;
+pub mod proofs;
 mod totals;
 
 use std::path::{Path, PathBuf};
@@ -71,6 +72,12 @@ const MIGRATIONS: &[&str] = &["
     ALTER TABLE job ADD COLUMN last_ended INTEGER;
     ALTER TABLE notice ADD COLUMN refused INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX notice_by_place ON notice (told, place, id);
+", "
+    CREATE TABLE proof (
+        source TEXT PRIMARY KEY, place TEXT NOT NULL, newest INTEGER, newest_level INTEGER, last INTEGER, last_level INTEGER,
+        seconds REAL
+    ) STRICT;
+    ALTER TABLE trouble ADD COLUMN what TEXT NOT NULL DEFAULT '';
 "];
 
 /// Slots whose runs are under way.

@@ -11,14 +11,19 @@
 //! <state>/daemon.address                             where the daemon listens
 //! <state>/daemon.db                                  slots and runs of the daemon, see [`ledger`]
 //! <state>/daemon.lock                                held by the daemon
+//! <state>/drills/                                    places of drills, see [`drills`]
+//! <state>/evidence.json                              the newest evidence that this host knows, see [`evidence`]
+//! <state>/evidence/                                  evidence that waits for a repository that can be written
 //! <state>/touched                                    its time tells the daemon to look for points anew
 //! ```
 
+pub mod drills;
+pub mod evidence;
 pub mod last;
 pub mod ledger;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -81,7 +86,7 @@ const ADDRESS: &str = "daemon.address";
 
 /// Where the daemon of a state directory listens, or did.
 pub fn daemon_address(state: &Path) -> Option<std::net::SocketAddr> {
-    fs::read_to_string(state.join(ADDRESS)).ok()?.trim().parse().ok()
+    read_text(&state.join(ADDRESS)).ok()?.trim().parse().ok()
 }
 
 impl StateDir {
@@ -110,7 +115,7 @@ impl StateDir {
     /// It can not be read or written.
     pub fn writer(&self, world: &World) -> Result<String> {
         let path = self.root.join("writer");
-        match fs::read_to_string(&path) {
+        match read_text(&path) {
             Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
             _ => {
                 let id = world.ulid()?.to_string();
@@ -215,6 +220,9 @@ impl StateDir {
 fn remove_abandoned(all: &Path) {
     let Ok(entries) = fs::read_dir(all) else { return };
     for path in entries.flatten().map(|e| e.path()) {
+        if !path.is_dir() {
+            continue;
+        }
         let Ok(directory) = File::open(&path) else {
             continue;
         };
@@ -228,25 +236,48 @@ fn remove_abandoned(all: &Path) {
 
 /// What the system refused in the state directory, with what to do about it.
 fn failed(what: String, error: std::io::Error) -> Error {
-    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use std::io::ErrorKind::{
+        InvalidInput, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    };
     let told = Error::failed(what);
     match error.kind() {
         StorageFull | QuotaExceeded => told.hint("Make room there, then run again; nothing was lost."),
         PermissionDenied | ReadOnlyFilesystem => told
             .hint("Set state.dir in the policy or LIFEBOAT_STATE to a directory that this user may write."),
+        InvalidInput => told.hint("Something else is in its place: move that away."),
         _ => told,
     }
     .because(error)
 }
 
+/// Opens a regular file; anything else is refused, and nothing is waited for: to open a pipe waits for its other end.
+///
+/// # Errors
+/// As the options have it; it is no regular file.
+pub fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let other = || io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file");
+    // Looked at before it is opened: to open a pipe or a device is to act on it.
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(other());
+    }
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = options.custom_flags(nonblocking).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(other()),
+    }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open_regular(OpenOptions::new().read(true), path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn open_lock(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|e| failed(format!("can not open {}", path.display()), e))
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    open_regular(&mut options, path).map_err(|e| failed(format!("can not open {}", path.display()), e))
 }
 
 impl Scratch {
@@ -295,13 +326,9 @@ pub fn make_dir(path: &Path) -> Result<()> {
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let doing = |e| failed(format!("can not write {}", path.display()), e);
     let temporary = path.with_extension(format!("new{}", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(doing)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = open_regular(&mut options, &temporary).map_err(doing)?;
     file.write_all(bytes).map_err(doing)?;
     file.sync_all().map_err(doing)?;
     fs::rename(&temporary, path).map_err(doing)?;
@@ -316,10 +343,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// It is there and can not be read.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let mut text = String::new();
-    match File::open(path).and_then(|mut f| f.read_to_string(&mut text)) {
-        Ok(_) => Ok(serde_json::from_str(&text).ok()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+    match read_text(path) {
+        Ok(text) => Ok(serde_json::from_str(&text).ok()),
+        // Bytes that are no text are damage, as text that is no JSON is.
+        Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::InvalidData].contains(&e.kind()) => Ok(None),
         Err(e) => Err(failed(format!("can not read {}", path.display()), e)),
     }
 }
@@ -331,4 +358,60 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_vec(value).doing(|| format!("can not write {}", path.display()))?;
     write_atomically(path, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pipe(path: &Path) {
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, path, pipe, rustix::fs::Mode::RWXU, 0).unwrap();
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_a_file_is_refused_and_holds_up_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        for name in ["daemon.lock", "some.json", "writer", ADDRESS, "scratch"] {
+            if name == "scratch" {
+                make_dir(&root.path().join(name)).unwrap();
+            }
+            let name = if name == "scratch" { "scratch/pipe" } else { name };
+            pipe(&root.path().join(name));
+        }
+        let (done, waits) = std::sync::mpsc::channel();
+        let looked = root.path().to_owned();
+        std::thread::spawn(move || {
+            let lock = state.lock_daemon().unwrap_err();
+            let json = read_json::<u32>(&looked.join("some.json")).unwrap_err();
+            let address = daemon_address(&looked);
+            let run = RunId::new(ulid::Ulid::from_parts(1, 1));
+            done.send((lock, json, address, state.scratch(run).is_ok()))
+                .unwrap();
+        });
+        let (lock, json, address, scratch) = waits
+            .recv_timeout(std::time::Duration::from_secs(20))
+            .expect("it waits for the pipe");
+        for e in [lock, json] {
+            assert!(e.chain().contains("it is no regular file"), "{e:?}");
+        }
+        assert!(address.is_none() && scratch);
+    }
+
+    #[test]
+    fn a_lock_and_a_file_are_what_they_were() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        let held = state.lock_daemon().unwrap();
+        assert_eq!(state.lock_daemon().unwrap_err().kind(), Kind::Busy);
+        drop(held);
+        assert!(state.lock_daemon().is_ok());
+        let path = root.path().join("some.json");
+        assert_eq!(read_json::<u32>(&path).unwrap(), None);
+        write_json(&path, &7).unwrap();
+        assert_eq!(read_json::<u32>(&path).unwrap(), Some(7));
+        fs::write(&path, b"\xff").unwrap();
+        assert_eq!(read_json::<u32>(&path).unwrap(), None);
+    }
 }

@@ -88,7 +88,7 @@ fn the_units_and_cron_lines_call_what_there_is() {
         );
         services += 1;
     }
-    assert_eq!(services, 5);
+    assert_eq!(services, 6);
     let cron = std::fs::read_to_string(project().join("packaging/cron/lifeboat")).unwrap();
     let mut commands = 0;
     for line in cron.lines().map(|l| l.trim_start_matches('#')) {
@@ -102,7 +102,7 @@ fn the_units_and_cron_lines_call_what_there_is() {
             commands += 1;
         }
     }
-    assert_eq!(commands, 5);
+    assert_eq!(commands, 6);
 }
 
 #[test]

@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use aws_lc_rs::hmac;
-use chrono::TimeDelta;
+use chrono::{DurationRound as _, TimeDelta};
+use lifeboat::clock::{Clock as _, SystemClock};
 use lifeboat::daemon::Shown;
 use serde_json::Value;
 
+use crate::clock::Hands;
+use crate::harness::pocketbase::PocketBase;
 use crate::harness::write_file;
 use crate::world::{Port, at, rests};
 
@@ -377,4 +380,149 @@ async fn a_start_that_can_not_look_up_what_was_done_is_told() {
     port.until(|shown| shown.reload != seen).await;
     port.stop().await;
     assert!(port.ledger().troubles().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_that_is_not_well_is_told_as_one_and_is_evidence() {
+    lifeboat::sandbox::keepers_are(env!("CARGO_BIN_EXE_backup").into());
+    let mut port = Port::new(226, "0 4 * * *", "");
+    let place = Place::new();
+    tell(
+        &port,
+        &format!(
+            "webhook = {}\non = [\"drill\"]",
+            secret(&port, "webhook", &place.address)
+        ),
+    );
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    let drill = "\n[drill.weekly]\nsources = [\"app\"]\nschedule = \"30 * * * *\"\nbinaries = \"/nowhere\"\n";
+    write_file(port.site.dir.path(), "policy.toml", policy + drill);
+    port.site.json(&["run"]);
+    port.start();
+    port.rest().await;
+    hours(&mut port, 2).await;
+    port.until(all_told).await;
+    port.stop().await;
+    // Once, though two were not well; no program here boots it, and the levels below are proven all the same.
+    assert_eq!(place.events(), ["drill"]);
+    let told = &place.taken()[0].2;
+    assert!(
+        told.contains("\"task\":\"drill weekly\"") && told.contains("the program pocketbase is not here"),
+        "{told}"
+    );
+    let evidence = port.site.json(&["evidence", "list"]);
+    let evidence = evidence["evidence"].as_array().unwrap().clone();
+    assert_eq!(evidence.len(), 2, "{evidence:?}");
+    assert!(
+        evidence
+            .iter()
+            .all(|e| e["result"] == "could_not_run" && e["level"] == 4),
+        "{evidence:?}"
+    );
+    let status = crate::harness::run(&mut port.site.backup(&["status"]));
+    assert_eq!(status.code, 1, "{status}");
+    assert!(status.stdout.contains("its last drill (weekly, "), "{status}");
+    let entries = std::fs::read_dir(port.site.path("state/drills")).unwrap().count();
+    assert_eq!(entries, 0, "nothing is left");
+}
+
+/// An hour, and what comes of it: a server that starts is looked at again and again, on the same clock.
+async fn hour(port: &mut Port) {
+    port.clock.advance(TimeDelta::hours(1));
+    let look = std::time::Duration::from_millis(100);
+    while tokio::time::timeout(look, port.rest()).await.is_err() {
+        port.clock.advance(TimeDelta::milliseconds(200));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_that_failed_or_could_not_run_and_the_first_pass_after_are_told_each() {
+    lifeboat::sandbox::keepers_are(env!("CARGO_BIN_EXE_backup").into());
+    let app = PocketBase::start().await;
+    app.create_collection("notes").await;
+    let mut port = Port::new(231, "0 4 1 1 *", "");
+    // PocketBase goes by the real clock, and by it a token of an earlier day is no more.
+    let now = SystemClock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
+    port.clock = Arc::new(Hands::new(now + TimeDelta::hours(1)));
+    let place = Place::webhook(&port);
+    let policy = std::fs::read_to_string(port.site.path("policy.toml")).unwrap();
+    let (made, real) = (port.site.source(), app.data_directory());
+    let policy = policy.replace(made.to_str().unwrap(), real.to_str().unwrap());
+    // What is there in every policy of it, and what makes it fail, or not run.
+    let binaries = crate::harness::project().join(".services/bin");
+    let drill = |binaries: &str, sql: &str| {
+        let checks = format!("[{{ source = \"app\", name = \"it is so\", sql = \"{sql}\" }}]");
+        format!(
+            "{policy}\n[drill.weekly]\nsources = [\"app\"]\nschedule = \"30 * * * *\"\nkeep_failed = \"0s\"\n\
+             binaries = \"{binaries}\"\nchecks = {checks}\n"
+        )
+    };
+    let (here, nowhere) = (binaries.to_str().unwrap(), "/nowhere");
+    write_file(port.site.dir.path(), "policy.toml", drill(here, "select 1"));
+    port.site.json(&["run"]);
+    port.start();
+    port.rest().await;
+    hour(&mut port).await;
+    port.until(all_told).await;
+    assert!(
+        place.taken().is_empty(),
+        "a pass after nothing is not told: {:?}",
+        place.taken()
+    );
+    let mut seen = port.until(|_| true).await.reload;
+    let mut told = Vec::new();
+    for (binaries, sql) in [
+        (nowhere, "select 1"),
+        (nowhere, "select 1"),
+        (here, "select 0"),
+        (here, "select 0"),
+        (nowhere, "select 1"),
+        (here, "select 1"),
+        (here, "select 1"),
+    ] {
+        write_file(port.site.dir.path(), "policy.toml", drill(binaries, sql));
+        port.ask_to_reload();
+        seen = port.until(|shown| shown.reload != seen).await.reload;
+        assert!(seen.is_some_and(|(_, taken)| taken));
+        let before = place.taken().len();
+        hour(&mut port).await;
+        port.until(all_told).await;
+        let bodies: Vec<Value> = place.taken()[before..]
+            .iter()
+            .map(|(_, _, body)| serde_json::from_str(body).unwrap())
+            .collect();
+        told.push(bodies);
+    }
+    port.stop().await;
+    let said: Vec<String> = told
+        .iter()
+        .map(|bodies| match bodies.as_slice() {
+            [] => String::new(),
+            [one] => {
+                assert_eq!(one["task"], "drill weekly");
+                let error = one["error"].as_str().unwrap_or_default();
+                let error = error.split(": ").take(2).collect::<Vec<_>>().join(": ");
+                format!("{} {error}", one["event"].as_str().unwrap())
+            }
+            more => panic!("{more:?}"),
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "drill app could not run: PocketBase boots",
+            "",
+            "drill app failed: it is so",
+            "",
+            "drill app could not run: PocketBase boots",
+            "recovery ",
+            "",
+        ]
+    );
+    let last = &told[5][0];
+    assert_eq!(
+        (&last["recovered"], &last["failures"]),
+        (&"drill".into(), &5.into()),
+        "{last}"
+    );
 }

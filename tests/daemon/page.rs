@@ -275,6 +275,7 @@ fn month(state: &std::path::Path, now: DateTime<Utc>) -> Shown {
             name: source,
             kind,
             objective: Some(Duration::from_secs(rpo * 3600)),
+            proof: lifeboat::daemon::proofs::ShownProof::default(),
             looking: false,
         });
         shown.tasks.push(ShownTask {

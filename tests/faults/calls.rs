@@ -112,7 +112,8 @@ fn in_time(child: std::process::Child, log: &Path, args: &[&str]) -> Said {
     let log = log.to_owned();
     let watch = std::thread::spawn(move || {
         let begun = Instant::now();
-        let inner = || std::fs::read_to_string(&log).is_ok_and(|text| text.lines().any(is_inner));
+        let inner =
+            || std::fs::read_to_string(&log).is_ok_and(|text| whole(&text).iter().any(|line| is_inner(line)));
         while over.recv_timeout(Duration::from_millis(500)) == Err(mpsc::RecvTimeoutError::Timeout) {
             let deaf = begun.elapsed() > DEAF && inner();
             if deaf || begun.elapsed() > PATIENCE {
@@ -127,6 +128,23 @@ fn in_time(child: std::process::Child, log: &Path, args: &[&str]) -> Said {
     drop(done);
     assert!(!watch.join().unwrap(), "{args:?} hangs: {said}");
     said
+}
+
+/// The lines of a trace, those put together that other threads' lines stand between: what a call was of is in its first half.
+fn whole(log: &str) -> Vec<String> {
+    let mut begun = BTreeMap::new();
+    let mut lines = Vec::new();
+    for line in log.lines() {
+        let thread = line.split(' ').next().unwrap_or_default();
+        if let Some(first) = line.strip_suffix(" <unfinished ...>") {
+            begun.insert(thread, first);
+        } else if let Some((_, rest)) = line.split_once(" resumed>") {
+            lines.push(format!("{}{rest}", begun.remove(thread).unwrap_or(thread)));
+        } else {
+            lines.push(line.to_owned());
+        }
+    }
+    lines
 }
 
 /// Wake-ups within the process are no files: nobody survives their failure, and it does not happen.
@@ -199,12 +217,13 @@ fn with_fault(site: &Site, args: &[&str], fault: &Fault<'_>) -> Outcome {
         format!("inject={call}:error={error}:when={n}"),
     );
     let (said, lines) = traced(site, args, &["-e", &trace, "-e", &inject]);
-    let injected: Vec<String> = (lines.lines())
+    let lines = whole(&lines);
+    let injected: Vec<String> = (lines.iter())
         .filter(|line| line.ends_with("(INJECTED)"))
-        .map(str::to_owned)
+        .cloned()
         .collect();
     let what = format!("{args:?}, {call} number {n}: {error}\n{}", injected.join("\n"));
-    if lines.lines().any(is_inner) {
+    if lines.iter().any(|line| is_inner(line)) {
         return Outcome { said, injected, what };
     }
     // The loader's own reads come before the first of ours.
@@ -531,4 +550,12 @@ fn what_only_reads_tells_all_or_fails() {
 #[ignore = "the whole sweep takes long: see ARCHITECTURE.md"]
 fn what_only_reads_tells_all_or_fails_at_every_call() {
     reads(Sweep::Whole);
+}
+
+#[test]
+fn a_call_in_two_lines_is_one() {
+    let log = "7 write(4<anon_inode:[eventfd]>, \"\", 8 <unfinished ...>\n8 read(3</x>, \"\", 1) = 0\n7 <... write resumed>) = -1 EIO (Input/output error) (INJECTED)";
+    let lines = whole(log);
+    assert_eq!(lines.len(), 2);
+    assert!(is_inner(&lines[1]) && !is_inner(&lines[0]), "{lines:?}");
 }

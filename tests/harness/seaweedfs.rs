@@ -24,6 +24,8 @@ pub struct SeaweedFs {
     pub access_key: String,
     /// Its secret.
     pub secret_key: String,
+    /// May read and list, and nothing else: key and secret.
+    pub reader: (String, String),
     child: Child,
     dir: tempfile::TempDir,
 }
@@ -96,9 +98,11 @@ impl SeaweedFs {
             .tempdir()
             .unwrap();
         let (access_key, secret_key) = (random_hex(10), random_hex(20));
+        let reader = (random_hex(10), random_hex(20));
         let config = dir.path().join("s3.json");
         let identities = format!(
-            r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{access_key}","secretKey":"{secret_key}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+            r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{access_key}","secretKey":"{secret_key}"}}],"actions":["Admin","Read","Write","List","Tagging"]}},{{"name":"reader","credentials":[{{"accessKey":"{}","secretKey":"{}"}}],"actions":["Read","List"]}}]}}"#,
+            reader.0, reader.1
         );
         let mut file = File::options()
             .write(true)
@@ -162,6 +166,7 @@ impl SeaweedFs {
             tls_endpoint: format!("https://127.0.0.1:{https}"),
             access_key,
             secret_key,
+            reader,
             child,
             dir,
         };

@@ -71,6 +71,7 @@ pub fn local(path: &Path) -> PocketBaseSource {
             place,
             logs: true,
             storage: true,
+            settings_key: None,
         },
         None,
     )
@@ -88,6 +89,7 @@ pub fn remote(url: &str, identity: &str, password: &str) -> PocketBaseSource {
         place,
         logs: true,
         storage: true,
+        settings_key: None,
     };
     PocketBaseSource::new(&policy, Some((secret(identity), secret(password))))
 }

@@ -12,7 +12,7 @@ use lifeboat::policy::{self, SecretRef};
 use super::{assert_tidy, project, texts_under};
 
 /// What every service has, whatever it does.
-const HARDENED: [&str; 23] = [
+const HARDENED: [&str; 20] = [
     "CapabilityBoundingSet=",
     "LockPersonality=yes",
     "MemoryDenyWriteExecute=yes",
@@ -28,14 +28,23 @@ const HARDENED: [&str; 23] = [
     "ProtectProc=invisible",
     "ProtectSystem=strict",
     "RemoveIPC=yes",
-    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
-    "RestrictNamespaces=yes",
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
     "StateDirectory=lifeboat",
     "SystemCallArchitectures=native",
-    "SystemCallFilter=@system-service",
     "UMask=0077",
+];
+
+/// What differs: a drill's target gets name spaces of its own.
+const ALONE: [&str; 3] = [
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+    "RestrictNamespaces=yes",
+    "SystemCallFilter=@system-service",
+];
+const WITH_TARGETS: [&str; 3] = [
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK",
+    "RestrictNamespaces=user mnt net ipc pid uts",
+    "SystemCallFilter=@system-service @mount",
 ];
 
 fn read(name: &str) -> String {
@@ -54,6 +63,10 @@ fn bad_unit(path: &str, text: &str) -> Vec<String> {
         wanted.extend(["Persistent=true", "WantedBy=timers.target"]);
     } else {
         wanted.extend(HARDENED);
+        let drills = ["daemon.service", "drill.service"]
+            .iter()
+            .any(|unit| path.ends_with(unit));
+        wanted.extend(if drills { WITH_TARGETS } else { ALONE });
         wanted.push("User=lifeboat");
         // The older type first: systemd before 253 ignores the line that it does not know.
         if text.contains("Type=notify") {
@@ -89,7 +102,12 @@ fn the_units_are_hardened() {
         .iter()
         .find(|(path, _)| path.ends_with("daemon.service"))
         .unwrap();
-    for line in ["ProtectSystem=strict", "Type=notify-reload", "WatchdogSec=2min"] {
+    for line in [
+        "ProtectSystem=strict",
+        "Type=notify-reload",
+        "WatchdogSec=2min",
+        "RestrictNamespaces=user mnt net ipc pid uts",
+    ] {
         assert_eq!(bad_unit(path, &text.replace(line, "")).len(), 1, "{line}");
     }
 }

@@ -8,9 +8,10 @@ const LAYERS: &[&[&str]] = &[
     &["daemon"],
     &["jobs"],
     &["repository", "source", "notify"],
-    &["store", "state", "policy"],
+    &["store", "state", "policy", "sandbox"],
     &[
         "schedule",
+        "drill",
         "retention",
         "recovery",
         "when",
@@ -23,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Modules that decide and do not act.
-const PURE: &[&str] = &["schedule", "retention", "recovery", "when", "types"];
+const PURE: &[&str] = &["schedule", "drill", "retention", "recovery", "when", "types"];
 /// What they may not name.
 const IMPURE: &[(&str, &[&str])] = &[
     ("std::", &["fs", "net", "process", "env", "thread"]),

@@ -29,6 +29,14 @@ pub fn plan(surroundings: &Surroundings, session: &Session, plan: &RestoreReport
             rfc3339(requested)
         ));
     }
+    printer.tell(&match &plan.drilled {
+        Some(drilled) => format!(
+            "  proven by the drill of {}, {}",
+            rfc3339(drilled.at),
+            crate::cli::drill::level(Some(drilled.level))
+        ),
+        None => "  proven by no drill".to_owned(),
+    });
     printer.tell(&format!("  size   {}", size(plan.bytes)));
     for database in &plan.databases {
         printer.tell(&format!("  holds  {}", part(database)));

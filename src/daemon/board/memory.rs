@@ -58,6 +58,7 @@ impl Board {
             tracing::error!(error = %e.chain(), "a notice could not be written down");
         }
         self.points.forgotten();
+        self.proofs.forgotten();
         self.delivering.clear();
         self.changed = true;
         let mut written = Ok(());

@@ -58,7 +58,7 @@ pub fn overview(view: &Overview) -> String {
             }
         }
         @if !view.tasks.is_empty() {
-            h2 { "Retention and verification" }
+            h2 { "Drills, retention and verification" }
             table { tbody {
                 @for (key, problems, days, next) in &view.tasks {
                     tr {
@@ -109,7 +109,7 @@ fn source_row(line: &Line, now: DateTime<Utc>, zone: Tz) -> Markup {
                 @if let Some(doing) = &line.doing { div class="soft" { (doing) } }
             }
             td class="picture" data-label="30 days" { (picture::strip(&line.days)) }
-            td data-label="Newest point" { (age(line)) }
+            td data-label="Newest point" { (age(line)) div class="soft" { (line.proven) } }
             td data-label="Size" {
                 @if line.points > 0 { span class="size" { (size(line.content)) } (picture::sparkline(&line.sizes)) } @else { "–" }
             }
@@ -160,6 +160,7 @@ pub fn source(view: &SourceView, seal: Option<&str>, asked: bool) -> String {
         @if asked { p class="note" { "A run was asked for: it begins when its turn comes." } }
         @if let Some(doing) = &line.doing { p { (doing) } }
         p { "Newest point: " (age(line)) }
+        p { "Drills: " (line.proven) }
         (picture::strip(&line.days))
         @if let Some(seal) = seal {
             form method="post" action=(format!("/sources/{}/run", line.name)) {

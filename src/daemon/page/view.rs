@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::schedule::due::Why;
 use crate::state::ledger::days::{PassedSpan, Quarter};
 use crate::state::ledger::points::PointRecord;
+use crate::state::ledger::proofs::Proof;
 use crate::state::ledger::{Ledger, SlotRecord};
 use crate::types::SourceName;
 
@@ -137,6 +138,8 @@ pub struct Line {
     pub next: Option<DateTime<Utc>>,
     /// It has a schedule.
     pub scheduled: bool,
+    /// What drills proved of it, in words.
+    pub proven: String,
 }
 
 /// A task that is no source's: its name, what is not well, the last days, when it starts next.
@@ -153,7 +156,7 @@ pub struct Overview {
     pub well: bool,
     /// Worst first.
     pub lines: Vec<Line>,
-    /// Retention and verification.
+    /// Drills, retention and verification.
     pub tasks: Vec<TaskLine>,
     /// What is not well with the daemon itself.
     pub notes: Vec<String>,
@@ -207,6 +210,9 @@ pub fn overview(shown: &Shown, ledger: &Ledger, now: DateTime<Utc>) -> Result<Ov
     }
     if let Some(why) = &shown.repository {
         notes.push(format!("The repository can not be asked: {why}."));
+    }
+    if let Some(why) = &shown.evidence {
+        notes.push(format!("What drills proved can not be told: {why}."));
     }
     if let Some(until) = shown.held_until {
         notes.push(format!(
@@ -345,7 +351,23 @@ fn line(shown: &Shown, source: &ShownSource, ledger: &Ledger, now: DateTime<Utc>
         doing,
         next: task.and_then(|t| t.next),
         scheduled: task.is_some(),
+        proven: proven(source.proof.proof.as_ref(), now),
     })
+}
+
+/// Whether its newest proven point was drilled, when, and at which level.
+fn proven(proof: Option<&Proof>, now: DateTime<Utc>) -> String {
+    match proof {
+        None => "what drills proved is not known yet".to_owned(),
+        Some(Proof { newest: None, .. }) => "never proven".to_owned(),
+        Some(Proof {
+            newest: Some((at, level)),
+            ..
+        }) => format!(
+            "proven at level {level}, {} ago",
+            span((now - *at).to_std().unwrap_or_default())
+        ),
+    }
 }
 
 /// Since when, and why, its slots are not done.
@@ -498,6 +520,7 @@ mod tests {
             doing: None,
             next: None,
             scheduled: true,
+            proven: "never proven".to_owned(),
         }
     }
 
@@ -532,6 +555,23 @@ mod tests {
         let prune = ("prune".to_owned(), vec!["x".to_owned()], Vec::new(), None);
         assert!(!sentence(&well, &[prune]).1);
         assert_eq!(sentence(&[], &[]).0, "The policy has no sources.");
+    }
+
+    #[test]
+    fn what_drills_proved_is_said_with_its_level() {
+        let now = "2026-11-26T10:00:00Z".parse::<DateTime<Utc>>().unwrap();
+        let proof = |newest| Proof {
+            newest,
+            last: Some((now, 6)),
+            restore_seconds: None,
+        };
+        let told = |newest| proven(Some(&proof(newest)), now);
+        assert_eq!(
+            told(Some((now - TimeDelta::days(2), 4))),
+            "proven at level 4, 2 d ago"
+        );
+        assert_eq!(told(None), "never proven");
+        assert_eq!(proven(None, now), "what drills proved is not known yet");
     }
 
     #[test]

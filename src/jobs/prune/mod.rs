@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
 
 use super::Session;
+use super::evidence::Proven;
 use super::report::{Expired, Kept, PruneReport, Undone};
 use super::session::Role;
 use crate::error::{Error, Kind, Result};
@@ -45,6 +46,9 @@ async fn prune_all(session: &Session, dry_run: bool) -> Result<PruneReport> {
         dry_run,
         ..PruneReport::default()
     };
+    // Evidence that can not be read, or that is missing: nothing is expired.
+    let (proven, warnings) = super::evidence::settled(session, &repository).await?;
+    report.warnings.extend(warnings);
     let mut failed = Vec::new();
     for source in repository.sources().await? {
         let Some(policy) = session.policy.sources.get(&source) else {
@@ -53,7 +57,7 @@ async fn prune_all(session: &Session, dry_run: bool) -> Result<PruneReport> {
             ));
             continue;
         };
-        if let Err(e) = prune_source(session, &repository, &source, policy, &mut report).await {
+        if let Err(e) = prune_source(session, &repository, &source, policy, &proven, &mut report).await {
             if e.kind() == Kind::Interrupted {
                 return Err(e);
             }
@@ -84,12 +88,14 @@ async fn prune_source(
     repository: &Repository,
     source: &SourceName,
     policy: &SourcePolicy,
+    proven: &Proven,
     report: &mut PruneReport,
 ) -> Result<()> {
     let catalog = repository.catalog(source).await?;
     let now = repository.store().now().await?;
     let broken = repository.broken(source, &catalog).await?;
-    let decisions = decide(&catalog, &broken, policy, session.policy.timezone, now)?;
+    let proven = proven.points(source, &catalog);
+    let decisions = decide(&catalog, &broken, &proven, policy, session.policy.timezone, now)?;
     let grace = grace(session);
     let (mut expire, mut kept_again) = (Vec::new(), Vec::new());
     for decision in &decisions {
@@ -198,9 +204,10 @@ async fn extend_locks(
 }
 
 /// What the policy keeps and expires, computed from the catalog. Partial commits are decided too.
-fn decide(
+pub(super) fn decide(
     catalog: &Catalog,
     broken: &BTreeSet<RunId>,
+    proven: &BTreeSet<RunId>,
     policy: &SourcePolicy,
     zone: Tz,
     now: DateTime<Utc>,
@@ -228,7 +235,7 @@ fn decide(
             partial: p.commit.partial,
             parent: p.commit.parent,
             held: p.held,
-            proven: false,
+            proven: proven.contains(&p.commit.run),
             tombstoned: p.tombstoned.is_some(),
             damaged: broken.contains(&p.commit.run),
         })

@@ -7,6 +7,7 @@ mod local;
 mod ranged;
 mod remote;
 mod restore;
+mod scratch;
 mod storage;
 pub(crate) mod wal;
 
@@ -18,7 +19,7 @@ use crate::clock::World;
 use crate::error::{Error, Result};
 use crate::policy::{PocketBasePlace, PocketBasePolicy};
 use crate::secret::SecretText;
-use crate::source::{Attributes, Capture, Context, Cut, Finding, Source, UnitHead};
+use crate::source::{Attributes, Capture, Context, Cut, DrillNeeds, DrillReady, Finding, Source, UnitHead};
 use crate::types::UnitName;
 
 pub use restore::PocketBaseRestorer;
@@ -69,6 +70,20 @@ impl Source for PocketBaseSource {
                     ),
                 }]
             }
+        }
+    }
+
+    async fn check_drill(&self, needs: &DrillNeeds<'_>) -> Result<DrillReady, Finding> {
+        match scratch::installed(needs.binaries).await {
+            Ok(version) => Ok(DrillReady {
+                text: version.replacen(" version ", " ", 1),
+                path: Vec::new(),
+            }),
+            Err(e) => Err(Finding::error(
+                "drill",
+                e.chain(),
+                e.hint_text().unwrap_or("See the message.").to_owned(),
+            )),
         }
     }
 

@@ -7,9 +7,11 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, Facts};
+use super::scratch::PocketBaseScratch;
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::source::directory_target::DirectoryTarget;
-use crate::source::{Context, PointContent, RestoreOptions, Restored, Restorer, Target};
+use crate::source::scratch::{ScratchPlan, ScratchTarget};
+use crate::source::{Context, Outline, PointContent, RestoreOptions, Restored, Restorer, Target};
 
 /// The largest facts.json that is read.
 const FACTS_MAX: u64 = 256 << 20;
@@ -35,6 +37,15 @@ impl Restorer for PocketBaseRestorer {
             return Err(Error::usage("--only-database and --only-table are for Postgres"));
         }
         DirectoryTarget::examine(context, directory(target)?)
+    }
+
+    async fn scratch(
+        &self,
+        _context: &Context,
+        plan: ScratchPlan,
+        _outline: &Outline,
+    ) -> Result<Box<dyn ScratchTarget>> {
+        Ok(Box::new(PocketBaseScratch::start(plan).await?))
     }
 
     async fn restore(

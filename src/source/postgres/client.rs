@@ -128,7 +128,7 @@ fn too_old(found: &[Clients], major: u32, what: &str) -> Error {
     ))
 }
 
-fn candidates() -> Vec<PathBuf> {
+pub(crate) fn candidates() -> Vec<PathBuf> {
     let mut list: Vec<PathBuf> = Vec::new();
     list.extend(std::env::var_os(CLIENT_DIR_VARIABLE).map(PathBuf::from));
     if let Some(path) = std::env::var_os("PATH") {
@@ -195,7 +195,7 @@ async fn probe(directory: &Path) -> Option<Clients> {
 }
 
 /// `pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` gives 15 and `15.14`.
-fn parse_version(line: &str) -> Option<(u32, String)> {
+pub(crate) fn parse_version(line: &str) -> Option<(u32, String)> {
     let version = line.split(") ").nth(1)?.split_whitespace().next()?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, version.to_owned()))

@@ -101,6 +101,10 @@ impl Address {
         }
     }
 
+    /// The database that it names, if it does.
+    pub(crate) fn database(&self) -> Option<&str> {
+        self.database.as_deref()
+    }
     /// For messages: no password, no parameters.
     pub(crate) fn shown(&self) -> String {
         if self.host.starts_with('/') {
@@ -450,7 +454,7 @@ impl Session {
             "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
              SET default_transaction_read_only = off; \
              SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET row_security = off; \
-             SET datestyle = 'ISO'; SET search_path = pg_catalog",
+             SET datestyle = 'ISO'; SET quote_all_identifiers = off; SET search_path = pg_catalog",
         )
         .await?;
         let version = self.version().await?;

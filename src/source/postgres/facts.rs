@@ -175,6 +175,9 @@ pub(crate) struct DatabaseFacts {
     /// How many functions, indexes, constraints, triggers and policies there are; those of extensions not counted.
     #[serde(default)]
     pub(crate) counts: BTreeMap<String, u64>,
+    /// SHA-256 of what the schema is, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_digest: Option<String>,
     /// Patterns of the policy's `exclude` that match no table here.
     #[serde(skip)]
     pub(crate) unmatched: Vec<String>,

@@ -6,6 +6,7 @@ mod connect;
 pub(crate) mod facts;
 mod logical;
 mod quote;
+mod scratch;
 mod tls;
 mod value;
 

@@ -23,6 +23,8 @@ pub struct Trouble {
     pub told: DateTime<Utc>,
     /// How often in a row.
     pub failures: u32,
+    /// What of it was told last; empty, where there is one thing only.
+    pub what: String,
 }
 
 /// A notice that is owed.
@@ -48,13 +50,14 @@ impl Ledger {
     /// # Errors
     /// The database.
     pub fn trouble(&self, name: &str) -> Result<Option<Trouble>> {
-        let sql = "SELECT since, told, failures FROM trouble WHERE name = ?1";
+        let sql = "SELECT since, told, failures, what FROM trouble WHERE name = ?1";
         let instant = |ms: i64| DateTime::from_timestamp_millis(ms).unwrap_or_default();
         let read = self.db.query_row(sql, [name], |r| {
             Ok(Trouble {
                 since: instant(r.get(0)?),
                 told: instant(r.get(1)?),
                 failures: r.get(2)?,
+                what: r.get(3)?,
             })
         });
         read.optional().map_err(|e| self.failed(e))
@@ -76,12 +79,13 @@ impl Ledger {
         let change = self.db.transaction().map_err(failed)?;
         let written = match trouble {
             Some(t) => change.execute(
-                "INSERT OR REPLACE INTO trouble VALUES (?1, ?2, ?3, ?4)",
+                "INSERT OR REPLACE INTO trouble VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![
                     name,
                     t.since.timestamp_millis(),
                     t.told.timestamp_millis(),
-                    t.failures
+                    t.failures,
+                    t.what
                 ],
             ),
             None => change.execute("DELETE FROM trouble WHERE name = ?1", [name]),

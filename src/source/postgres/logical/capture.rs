@@ -359,7 +359,7 @@ async fn describe(session: &Session, version: u32, clients: &Clients) -> Result<
     })
 }
 
-async fn optional(session: &Session, sql: &str) -> Result<Option<String>> {
+pub(super) async fn optional(session: &Session, sql: &str) -> Result<Option<String>> {
     match session.row("ask for the server's position", sql, &[]).await {
         Ok(row) => value(&row, 0),
         Err(e) if session.is_closed() => Err(e),

@@ -8,7 +8,7 @@ use crate::source::postgres::connect::{Address, Session, value};
 use crate::source::{Finding, Level};
 use crate::types::size;
 
-fn failed(name: &str, error: &Error) -> Finding {
+pub(super) fn failed(name: &str, error: &Error) -> Finding {
     Finding {
         name: name.into(),
         level: Level::Error,

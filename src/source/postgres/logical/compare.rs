@@ -195,6 +195,7 @@ mod tests {
             }],
             large_objects: 3,
             counts: [("indexes".to_owned(), 4)].into(),
+            schema_digest: None,
             unmatched: Vec::new(),
         }
     }

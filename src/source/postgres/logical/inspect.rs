@@ -16,7 +16,7 @@ use crate::source::postgres::quote::{literal, qualified, table_pattern};
 const BATCH: usize = 100;
 
 /// Not of the system, not of an extension, not ours: what a dump holds. `$` stands for the object's alias.
-fn of_user(class: &str, alias: &str) -> String {
+pub(super) fn of_user(class: &str, alias: &str) -> String {
     format!(
         "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> '{MARKER_SCHEMA}' \
          AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = 'pg_catalog.{class}'::regclass \
@@ -309,6 +309,7 @@ pub(super) async fn facts(
         extensions: extensions(session).await?,
         large_objects: count(session, "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").await?,
         counts: counts(session).await?,
+        schema_digest: Some(super::proof::schema_digest(session).await?),
         unmatched,
     };
     let counted = |r: &Relation| {

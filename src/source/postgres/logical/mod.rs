@@ -5,9 +5,11 @@ mod check;
 mod choice;
 mod clear;
 mod compare;
+mod drill;
 mod files;
 mod inspect;
 mod prepare;
+pub(super) mod proof;
 mod restore;
 mod roles;
 
@@ -26,7 +28,7 @@ use crate::secret::SecretText;
 use crate::source::postgres::client;
 use crate::source::postgres::connect::{Address, Session, interrupted};
 use crate::source::postgres::quote::matches;
-use crate::source::{Capture, Context, Finding, Source};
+use crate::source::{Capture, Context, DrillNeeds, DrillReady, Finding, Source};
 use crate::types::UnitName;
 
 /// How long a dump waits for a table that another session has locked. Waiting for ever would look like a hang, and
@@ -76,6 +78,10 @@ impl PostgresSource {
 impl Source for PostgresSource {
     async fn check(&self, _world: &World) -> Vec<Finding> {
         check::check(&self.url, &self.settings).await
+    }
+
+    async fn check_drill(&self, needs: &DrillNeeds<'_>) -> Result<DrillReady, Finding> {
+        drill::check(&self.url, &self.settings, needs).await
     }
 
     async fn capture(&self, context: Context) -> Result<Box<dyn Capture>> {

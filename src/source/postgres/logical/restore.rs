@@ -16,8 +16,9 @@ use super::compare::{self, Compared};
 use super::files::{read_cluster, read_document, refuse_table_to_directory, to_directory};
 use super::inspect::{self, Scope};
 use super::prepare;
+use super::proof::Recorded;
 use super::roles;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::source::directory_target::DirectoryTarget;
 use crate::source::postgres::client::{self, Clients, Pipe};
 use crate::source::postgres::connect::{Address, Session, interrupted};
@@ -25,6 +26,8 @@ use crate::source::postgres::facts::{
     CLUSTER_UNIT, Cluster, Database, DatabaseFacts, FACTS_UNIT, Facts, MARKER_SCHEMA, decode,
 };
 use crate::source::postgres::quote::{conninfo_database, ident};
+use crate::source::postgres::scratch::PostgresScratch;
+use crate::source::scratch::{ScratchPlan, ScratchTarget};
 use crate::source::{
     Context, Outline, Part, PointContent, RestoreOptions, Restored, RestoredUnit, Restorer, Target, Wanted,
 };
@@ -108,6 +111,25 @@ impl Restorer for LogicalRestorer {
         Ok([looked.warnings, looked.roles.map(|r| r.notes).unwrap_or_default()].concat())
     }
 
+    async fn scratch(
+        &self,
+        context: &Context,
+        plan: ScratchPlan,
+        outline: &Outline,
+    ) -> Result<Box<dyn ScratchTarget>> {
+        let documents = Documents::of(outline)?;
+        let recorded = Recorded::of(&documents);
+        let cluster = documents.cluster;
+        let major = cluster.version / 10_000;
+        let clients = client::find(self.client_dir.as_deref()).await?;
+        client::for_restore(&clients, cluster.dump_major, major).map_err(|e| could_not_run(&e))?;
+        let databases = cluster.databases.into_iter().map(|d| d.name).collect();
+        let backed_up = cluster.system_identifier.as_deref();
+        let mut started = PostgresScratch::start(context, plan, major, databases, backed_up, clients).await?;
+        started.compare_with(recorded);
+        Ok(Box::new(started))
+    }
+
     async fn restore(
         &self,
         context: &Context,
@@ -127,6 +149,15 @@ impl Restorer for LogicalRestorer {
             }
             Target::Bucket(_) => Err(wrong_target()),
         }
+    }
+}
+
+/// Nobody knows whether it restores: what the drill needs is not here.
+fn could_not_run(e: &Error) -> Error {
+    let told = Error::new(Kind::DrillCouldNotRun, e.chain());
+    match e.hint_text() {
+        Some(hint) => told.hint(hint.to_owned()),
+        None => told,
     }
 }
 
