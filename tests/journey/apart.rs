@@ -508,3 +508,30 @@ async fn a_database_that_acts_by_itself_does_not() {
     assert_eq!((code, &report["level"]), (0, &json!(6)), "{report:#}");
     nothing_is_left(&site);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tablespace_of_production_is_not_touched() {
+    let server = PostgresServer::start_with(18, &["allow_in_place_tablespaces=on"]);
+    let site = site("[drill.orders]\nsources = [\"orders\"]\nkeep_failed = \"0s\"\n").await;
+    let database = server.create_database();
+    server.psql("postgres", "create tablespace fast location ''");
+    // Frozen: reading it changes no page.
+    for sql in [
+        "create table t tablespace fast as select generate_series(1, 5) n",
+        "vacuum freeze t",
+        "checkpoint",
+    ] {
+        server.psql(&database, sql);
+    }
+    let url = server.url(&database);
+    let with = |mut command: Command| harness::run_ok(command.env("T_ORDERS_URL", &url)).json();
+    with(site.backup(&["--json", "run", "orders"]));
+    let place = server.data_directory().join("pg_tblspc");
+    let before = harness::tree(&place);
+    assert!(!before.is_empty());
+    let report = with(command(&site, &["drill", "orders"]));
+    assert_eq!(report["level"], 6, "{report:#}");
+    server.psql(&database, "checkpoint");
+    assert_eq!(harness::tree(&place), before);
+    nothing_is_left(&site);
+}
