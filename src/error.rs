@@ -121,6 +121,12 @@ impl Error {
         self.0.source = Some(source.into());
         self
     }
+    /// The same, of another kind: what it means to who called.
+    #[must_use]
+    pub fn of_kind(mut self, kind: Kind) -> Self {
+        self.0.kind = kind;
+        self
+    }
     /// Puts what was being done before the message, keeping kind, hint and cause.
     #[must_use]
     pub fn while_doing(mut self, doing: impl fmt::Display) -> Self {

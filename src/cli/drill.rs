@@ -9,6 +9,7 @@ use super::text::{clean, count, span, table};
 use crate::drill::{Level, Outcome, RECOVERY_KEY};
 use crate::error::{Kind, Result};
 use crate::jobs;
+use crate::jobs::Session;
 use crate::jobs::evidence::Keeper;
 use crate::jobs::report::{DrillReport, Failure, SourceDrill};
 
@@ -16,18 +17,7 @@ use crate::jobs::report::{DrillReport, Failure, SourceDrill};
 pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> {
     let session = surroundings.session_with_identity(None, args.identity.clone())?;
     if args.clean {
-        let removed = jobs::drill::clean(&session)?;
-        let document = serde_json::json!({"removed": removed});
-        surroundings.printer.result(&document, || {
-            let lines = removed.iter().map(|path| format!("removed {}\n", path.display()));
-            let told: String = lines.collect();
-            if told.is_empty() {
-                "nothing is kept\n".to_owned()
-            } else {
-                told
-            }
-        })?;
-        return Ok(0);
+        return clean_up(surroundings, &session);
     }
     let zone = session.policy.timezone;
     let asked = match args.name.as_deref() {
@@ -70,8 +60,34 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
             break;
         }
     }
+    let result = show(surroundings, &reports, zone)?;
+    Ok(code.unwrap_or(match result {
+        Outcome::Passed => 0,
+        Outcome::Failed => Kind::DrillFailed.exit_code(),
+        Outcome::CouldNotRun => Kind::DrillCouldNotRun.exit_code(),
+    }))
+}
+
+/// Removes the targets that are kept.
+fn clean_up(surroundings: &Surroundings, session: &Session) -> Result<u8> {
+    let removed = jobs::drill::clean(session)?;
+    let document = serde_json::json!({"removed": removed});
+    surroundings.printer.result(&document, || {
+        let lines = removed.iter().map(|path| format!("removed {}\n", path.display()));
+        let told: String = lines.collect();
+        if told.is_empty() {
+            "nothing is kept\n".to_owned()
+        } else {
+            told
+        }
+    })?;
+    Ok(0)
+}
+
+/// Shows reports, and gives the worst of them.
+fn show(surroundings: &Surroundings, reports: &[DrillReport], zone: Tz) -> Result<Outcome> {
     surroundings.printer.bars().finish();
-    for report in &reports {
+    for report in reports {
         for warning in report
             .warnings
             .iter()
@@ -85,7 +101,7 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
         }
     }
     let result = crate::drill::worst(reports.iter().map(|r| r.result));
-    match reports.as_slice() {
+    match reports {
         [one] => surroundings.printer.result(one, || text(one, zone))?,
         all => {
             let document = serde_json::json!({"drills": all, "result": result});
@@ -93,11 +109,7 @@ pub async fn drill(surroundings: &Surroundings, args: &DrillArgs) -> Result<u8> 
             surroundings.printer.result(&document, told)?;
         }
     }
-    Ok(code.unwrap_or(match result {
-        Outcome::Passed => 0,
-        Outcome::Failed => Kind::DrillFailed.exit_code(),
-        Outcome::CouldNotRun => Kind::DrillCouldNotRun.exit_code(),
-    }))
+    Ok(result)
 }
 
 /// A level in words, for people: never "verified" alone.
@@ -109,11 +121,18 @@ pub fn level(level: Option<u8>) -> String {
     )
 }
 
-fn word(outcome: Outcome) -> &'static str {
+/// In words that are seen from afar where it is not well.
+pub fn said(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Passed => "ok",
-        Outcome::Failed => "FAILED",
-        Outcome::CouldNotRun => "COULD NOT RUN",
+        Outcome::Passed => outcome.words().to_owned(),
+        _ => outcome.words().to_uppercase(),
+    }
+}
+
+fn word(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Passed => "ok".to_owned(),
+        _ => said(outcome),
     }
 }
 
@@ -130,11 +149,7 @@ pub fn text(report: &DrillReport, zone: Tz) -> String {
 }
 
 fn of_source(drill: &str, source: &SourceDrill, zone: Tz) -> String {
-    let how = match source.result {
-        Outcome::Passed => "passed",
-        Outcome::Failed => "FAILED",
-        Outcome::CouldNotRun => "COULD NOT RUN",
-    };
+    let how = said(source.result);
     let reached = if drill == RECOVERY_KEY {
         let all = source.checks.iter().filter(|c| c.name.starts_with("generation "));
         let opens = all.clone().filter(|c| c.result == Outcome::Passed).count();
@@ -159,7 +174,7 @@ fn of_source(drill: &str, source: &SourceDrill, zone: Tz) -> String {
         } else {
             format!("{} (should be: {})", check.actual, check.expected)
         };
-        [level, word(check.result).to_owned(), check.name.clone(), is]
+        [level, word(check.result), check.name.clone(), is]
     });
     out += &table(["level", "", "check", "is"], rows);
     for check in &source.checks {

@@ -1,5 +1,7 @@
 //! `backup evidence list|show|report|verify|accept`
 
+use std::path::{Path, PathBuf};
+
 use super::Surroundings;
 use super::args::EvidenceAction;
 use super::drill::level;
@@ -7,7 +9,7 @@ use super::text::{clean, count, table, utc};
 use crate::error::{Context as _, Kind, Result};
 use crate::jobs;
 use crate::jobs::evidence::{Acceptance, Month};
-use crate::jobs::report::{AcceptReport, EvidenceReport, ListedEvidence, MonthReport};
+use crate::jobs::report::{AcceptReport, EvidenceList, EvidenceReport, ListedEvidence, MonthReport};
 use crate::repository::evidence::{Loss, Predicate, PublicKey, Statement};
 
 /// Lists, shows, or verifies (exit 21 when something is wrong with the chain).
@@ -17,27 +19,7 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
             let session = surroundings.session()?;
             let listed = surroundings.reading(jobs::evidence::list(&session)).await?;
             warn(surroundings, listed.problems.iter().chain(&listed.warnings));
-            surroundings.printer.result(&listed, || {
-                let rows = listed.evidence.iter().map(|e| {
-                    [
-                        e.id.clone(),
-                        e.number.to_string(),
-                        e.at.map_or_else(|| "-".to_owned(), utc),
-                        or_none(&e.drill),
-                        e.result.clone(),
-                        e.level.map_or_else(|| "-".to_owned(), |l| l.to_string()),
-                        e.sources.join(", "),
-                        if e.signed { "yes" } else { "NO" }.to_owned(),
-                        notes(e),
-                    ]
-                });
-                table(
-                    [
-                        "id", ">number", "at (UTC)", "drill", "result", ">level", "sources", "signed", "",
-                    ],
-                    rows,
-                )
-            })?;
+            surroundings.printer.result(&listed, || lines(&listed))?;
             Ok(0)
         }
         EvidenceAction::Show { id } => {
@@ -78,27 +60,58 @@ pub async fn evidence(surroundings: &Surroundings, action: EvidenceAction) -> Re
             Ok(0)
         }
         EvidenceAction::Verify { key, newest, files } => {
-            let key = match key {
-                Some(path) => {
-                    let text = std::fs::read_to_string(&path)
-                        .doing(|| format!("can not read {}", path.display()))?;
-                    Some(PublicKey::parse(&text)?)
-                }
-                None => None,
-            };
-            let report = if files.is_empty() {
-                let session = surroundings.session()?;
-                surroundings
-                    .reading(jobs::evidence::verify(&session, key.as_ref(), newest))
-                    .await?
-            } else {
-                jobs::evidence::verify_files(&files, key.as_ref(), newest)?
-            };
-            warn(surroundings, &report.warnings);
-            surroundings.printer.result(&report, || verified(&report))?;
-            Ok(if report.ok { 0 } else { Kind::Damaged.exit_code() })
+            verify(surroundings, key.as_deref(), newest, &files).await
         }
     }
+}
+
+/// A line for each.
+fn lines(listed: &EvidenceList) -> String {
+    let rows = listed.evidence.iter().map(|e| {
+        [
+            e.id.clone(),
+            e.number.to_string(),
+            e.at.map_or_else(|| "-".to_owned(), utc),
+            or_none(&e.drill),
+            e.result.clone(),
+            e.level.map_or_else(|| "-".to_owned(), |l| l.to_string()),
+            e.sources.join(", "),
+            if e.signed { "yes" } else { "NO" }.to_owned(),
+            notes(e),
+        ]
+    });
+    table(
+        [
+            "id", ">number", "at (UTC)", "drill", "result", ">level", "sources", "signed", "",
+        ],
+        rows,
+    )
+}
+
+async fn verify(
+    surroundings: &Surroundings,
+    key: Option<&Path>,
+    newest: Option<ulid::Ulid>,
+    files: &[PathBuf],
+) -> Result<u8> {
+    let key = match key {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).doing(|| format!("can not read {}", path.display()))?;
+            Some(PublicKey::parse(&text)?)
+        }
+        None => None,
+    };
+    let report = if files.is_empty() {
+        let session = surroundings.session()?;
+        surroundings
+            .reading(jobs::evidence::verify(&session, key.as_ref(), newest))
+            .await?
+    } else {
+        jobs::evidence::verify_files(files, key.as_ref(), newest)?
+    };
+    warn(surroundings, &report.warnings);
+    surroundings.printer.result(&report, || verified(&report))?;
+    Ok(if report.ok { 0 } else { Kind::Damaged.exit_code() })
 }
 
 fn warn<'a>(surroundings: &Surroundings, all: impl IntoIterator<Item = &'a String>) {

@@ -74,7 +74,7 @@ fn text(report: &StatusReport) -> String {
                 or_none(s.rpo_objective_seconds),
                 match (s.last_drill_at, s.last_drill_result) {
                     (Some(at), Some(Outcome::Passed)) => utc(at),
-                    (Some(at), Some(how)) => format!("{} {}", utc(at), how.words().to_uppercase()),
+                    (Some(at), Some(how)) => format!("{} {}", utc(at), super::drill::said(how)),
                     _ => "never".to_owned(),
                 },
                 s.problems.join("; "),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::Session;
-use super::evidence::{self, Proven};
+use super::evidence::{self, LastDrill, Proven};
 use super::last;
 use super::report::{SourceStatus, StatusReport};
 use super::session::Role;
@@ -15,6 +15,7 @@ use crate::drill::measured::{Prediction, predict};
 use crate::error::Result;
 use crate::policy::SourcePolicy;
 use crate::repository::Repository;
+use crate::repository::catalog::Catalog;
 use crate::schedule::Schedule;
 use crate::state::ledger::points::FUTURE;
 use crate::state::ledger::{Ledger, Outcome};
@@ -118,65 +119,8 @@ async fn source_status(
 ) -> Result<SourceStatus> {
     let catalog = repository.catalog(name).await?;
     let mut problems = Vec::new();
-    if let Some(last) = proven.last_drill(name)
-        && last.result != DrillOutcome::Passed
-    {
-        problems.push(format!(
-            "its last drill ({}, {}) {}{}",
-            last.drill,
-            last.at.format("%Y-%m-%d %H:%M:%SZ"),
-            last.result.words(),
-            last.why
-                .as_ref()
-                .map(|why| format!(": {why}"))
-                .unwrap_or_default()
-        ));
-    }
-    for (run, why) in &catalog.unreadable {
-        problems.push(if why.newer {
-            format!("the commit of {run} is of a newer format")
-        } else {
-            format!("the commit of {run} can not be read")
-        });
-    }
-    let (mut newest, mut newest_finished) = (None, None);
-    let mut damaged_points = Vec::new();
-    let mut ahead = 0;
-    for point in catalog
-        .points
-        .values()
-        .filter(|p| !p.commit.partial && p.tombstoned.is_none())
-    {
-        let damaged = if catalog.damage.is_empty() {
-            false
-        } else {
-            match repository.refs(name, point.commit.run, point.commit.refs).await {
-                Ok(refs) => catalog.damage_of(point, &refs).is_some(),
-                Err(_) => true,
-            }
-        };
-        if damaged {
-            damaged_points.push(point.commit.run);
-        } else {
-            newest = newest.max(Some((point.commit.taken(), point.commit.bytes.content)));
-            ahead += usize::from(point.commit.at > now + FUTURE);
-            newest_finished = newest_finished.max(Some(point.commit.finished));
-        }
-    }
-    if ahead > 0 {
-        problems.push(format!(
-            "the time of {ahead} of its recovery points lies in the future: a clock was wrong when they were taken"
-        ));
-    }
-    // Points come oldest first.
-    match damaged_points.as_slice() {
-        [] => {}
-        [one] => problems.push(format!("recovery point {one} is damaged")),
-        [.., last] => problems.push(format!(
-            "{} recovery points are damaged, the newest of them {last}: `backup list {name}` shows them",
-            damaged_points.len()
-        )),
-    }
+    problems.extend(proven.last_drill(name).and_then(drill_not_well));
+    let (newest, newest_finished) = points(repository, name, &catalog, now, &mut problems).await;
     let last_run = match last::last(session, name) {
         Ok(last) => last,
         Err(e) => {
@@ -224,6 +168,76 @@ async fn source_status(
         rto_objective_seconds: rto,
         problems,
     })
+}
+
+/// A last drill that did not pass.
+fn drill_not_well(last: &LastDrill) -> Option<String> {
+    let why = last.why.as_ref().map(|why| format!(": {why}"));
+    (last.result != DrillOutcome::Passed).then(|| {
+        format!(
+            "its last drill ({}, {}) {}{}",
+            last.drill,
+            last.at.format("%Y-%m-%d %H:%M:%SZ"),
+            last.result.words(),
+            why.unwrap_or_default()
+        )
+    })
+}
+
+/// The newest sound point of a catalog with its bytes, and when the newest was finished; what is amiss is added.
+async fn points(
+    repository: &Repository,
+    name: &SourceName,
+    catalog: &Catalog,
+    now: DateTime<Utc>,
+    problems: &mut Vec<String>,
+) -> (Option<(DateTime<Utc>, u64)>, Option<DateTime<Utc>>) {
+    for (run, why) in &catalog.unreadable {
+        problems.push(if why.newer {
+            format!("the commit of {run} is of a newer format")
+        } else {
+            format!("the commit of {run} can not be read")
+        });
+    }
+    let (mut newest, mut newest_finished) = (None, None);
+    let mut damaged_points = Vec::new();
+    let mut ahead = 0;
+    for point in catalog
+        .points
+        .values()
+        .filter(|p| !p.commit.partial && p.tombstoned.is_none())
+    {
+        let damaged = if catalog.damage.is_empty() {
+            false
+        } else {
+            match repository.refs(name, point.commit.run, point.commit.refs).await {
+                Ok(refs) => catalog.damage_of(point, &refs).is_some(),
+                Err(_) => true,
+            }
+        };
+        if damaged {
+            damaged_points.push(point.commit.run);
+        } else {
+            newest = newest.max(Some((point.commit.taken(), point.commit.bytes.content)));
+            ahead += usize::from(point.commit.at > now + FUTURE);
+            newest_finished = newest_finished.max(Some(point.commit.finished));
+        }
+    }
+    if ahead > 0 {
+        problems.push(format!(
+            "the time of {ahead} of its recovery points lies in the future: a clock was wrong when they were taken"
+        ));
+    }
+    // Points come oldest first.
+    match damaged_points.as_slice() {
+        [] => {}
+        [one] => problems.push(format!("recovery point {one} is damaged")),
+        [.., last] => problems.push(format!(
+            "{} recovery points are damaged, the newest of them {last}: `backup list {name}` shows them",
+            damaged_points.len()
+        )),
+    }
+    (newest, newest_finished)
 }
 
 /// A restore that would take longer than its objective.

@@ -12,4 +12,4 @@ pub use finding::{Finding, Level};
 pub use ids::{Digest, Environment, GenerationId, RepositoryId, RunId, SourceName, hex, unhex};
 pub use key::Key;
 pub use unit_name::UnitName;
-pub use written::{about, quoted, rfc3339, size};
+pub use written::{about, quoted, rfc3339, size, some_of};

@@ -17,6 +17,15 @@ pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// The first of several, and how many there are beside.
+pub fn some_of(all: &[String], most: usize, between: &str) -> String {
+    let mut named = all[..all.len().min(most)].join(between);
+    if all.len() > most {
+        named += &format!("{between}and {} more", all.len() - most);
+    }
+    named
+}
+
 /// A size in IEC units.
 pub fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
@@ -42,7 +51,15 @@ pub fn about(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{about, quoted};
+    use super::{about, quoted, some_of};
+
+    #[test]
+    fn of_many_the_first_are_named_and_the_others_counted() {
+        let all = ["a", "b", "c"].map(str::to_owned);
+        assert_eq!(some_of(&all, 3, "; "), "a; b; c");
+        assert_eq!(some_of(&all, 1, ", "), "a, and 2 more");
+        assert_eq!(some_of(&[], 3, "; "), "");
+    }
 
     #[test]
     fn an_estimate_has_one_unit() {

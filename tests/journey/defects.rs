@@ -9,23 +9,42 @@ use crate::drills::{command, drill, edit, nothing_is_left, of, site};
 use crate::harness::{self, write_file};
 use crate::site::Site;
 
-/// Client programs among which pg_dump is one that lies: it ends with 0, and gives what a script makes of the dump.
-fn lying(site: &Site, name: &str, script: &str) -> PathBuf {
+/// Client programs among which one is a script of ours: it answers `--version` as the real one does.
+fn with_script(site: &Site, name: &str, program: &str, script: &str) -> PathBuf {
     let real = site.server.client_dir();
     let directory = site.path(name);
     std::fs::create_dir(&directory).unwrap();
-    for program in ["pg_dumpall", "pg_restore", "psql"] {
-        symlink(real.join(program), directory.join(program)).unwrap();
+    for other in ["pg_dump", "pg_dumpall", "pg_restore", "psql"] {
+        if other != program {
+            symlink(real.join(other), directory.join(other)).unwrap();
+        }
     }
-    let dump = real.join("pg_dump");
+    let program_of_it = real.join(program);
     let text = format!(
-        "#!/bin/sh\ncase \"$*\" in *--version*) exec {0} --version ;; esac\n{1}\n",
-        dump.display(),
-        script.replace("PG_DUMP", &dump.display().to_string())
+        "#!/bin/sh\ncase \"$*\" in *--version*) exec {} --version ;; esac\n{script}\n",
+        program_of_it.display()
     );
-    let path = write_file(&directory, "pg_dump", text);
+    let path = write_file(&directory, program, text);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     directory
+}
+
+/// A pg_dump that lies: it ends with 0, and gives what a script makes of the dump.
+fn lying(site: &Site, name: &str, script: &str) -> PathBuf {
+    let dump = site.server.client_dir().join("pg_dump");
+    let script = script.replace("PG_DUMP", &dump.display().to_string());
+    with_script(site, name, "pg_dump", &script)
+}
+
+/// A pg_restore that does something more, in SQL, once it is done.
+fn spoiling(site: &Site, name: &str, sql: &str) -> PathBuf {
+    let real = site.server.client_dir();
+    let script = format!(
+        "{} \"$@\" || exit\ncase \"$*\" in *post-data*|*dbname*) exec {} -qXc \"{sql}\" ;; esac",
+        real.join("pg_restore").display(),
+        real.join("psql").display(),
+    );
+    with_script(site, name, "pg_restore", &script)
 }
 
 fn failing(source: &Value) -> String {
@@ -123,25 +142,6 @@ async fn an_index_that_does_not_hold_its_order_is_caught() {
         "{failed}"
     );
     nothing_is_left(&site);
-}
-
-/// Client programs among which pg_restore is one that does something more, in SQL, once it is done.
-fn spoiling(site: &Site, name: &str, sql: &str) -> PathBuf {
-    let real = site.server.client_dir();
-    let directory = site.path(name);
-    std::fs::create_dir(&directory).unwrap();
-    for program in ["pg_dump", "pg_dumpall", "psql"] {
-        symlink(real.join(program), directory.join(program)).unwrap();
-    }
-    let restore = real.join("pg_restore");
-    let text = format!(
-        "#!/bin/sh\ncase \"$*\" in *--version*) exec {0} --version ;; esac\n{0} \"$@\" || exit\ncase \"$*\" in *post-data*|*dbname*) exec {1} -qXc \"{sql}\" ;; esac\n",
-        restore.display(),
-        real.join("psql").display(),
-    );
-    let path = write_file(&directory, "pg_restore", text);
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    directory
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::drills::{command, drill, edit, nothing_is_left, of, site, verify};
+use crate::evidence::answer;
 use crate::harness::{self, poll};
 use crate::site::Site;
 
@@ -179,23 +180,6 @@ async fn page_and_metrics_say_which_source_is_proven_when_and_at_which_level() {
     daemon.answers("/metrics", &[&success]);
     daemon.answers("/sources/orders", &["Drills: proven at level 6, "]);
     daemon.stop();
-}
-
-/// What the daemon answers to who knows the token.
-fn answer(port: u16, path: &str) -> String {
-    use std::io::{Read as _, Write as _};
-    let ask = || -> std::io::Result<String> {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer open sesame\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().unwrap_or_default()
 }
 
 /// A key pair of the operator's: its file and its recipient.

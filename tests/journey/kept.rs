@@ -1,7 +1,7 @@
 //! Where evidence goes: also while the repository can not be written, of a drill that is stopped, and what never goes into it.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -227,24 +227,34 @@ async fn an_interrupted_drill_leaves_evidence_of_what_it_found() {
     assert!(!is_proven(&site));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_is_stopped_leaves_evidence_of_its_drill() {
-    let site = site(&WAITS.replace("SCHEDULE", "schedule = \"* * * * *\"\n")).await;
+/// A daemon of the site with a page, whose log is kept.
+fn daemon_of(site: &Site) -> (u16, Child) {
     let port = harness::free_port();
-    edit(&site, |policy| {
+    edit(site, |policy| {
         format!("{policy}\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n")
     });
-    let mut daemon = command(&site, &["daemon"]);
+    let mut daemon = command(site, &["daemon"]);
     daemon.env("T_TOKEN", "open sesame").stderr(Stdio::piped());
-    let daemon = daemon.spawn().unwrap();
-    until_it_waits(&site);
+    (port, daemon.spawn().unwrap())
+}
+
+/// Stops a daemon, and gives its log.
+fn stopped(daemon: Child) -> String {
     let pid = rustix::process::Pid::from_child(&daemon);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let output = daemon.wait_with_output().unwrap();
     assert!(output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_stopped_leaves_evidence_of_its_drill() {
+    let site = site(&WAITS.replace("SCHEDULE", "schedule = \"* * * * *\"\n")).await;
+    let (_, daemon) = daemon_of(&site);
+    until_it_waits(&site);
+    let log = stopped(daemon);
     interrupted(&site);
     let newest = id(&statements(&site).pop().unwrap());
-    let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains(&newest), "the log names its evidence: {log}");
 }
 
@@ -372,22 +382,13 @@ async fn what_a_server_said_is_for_who_drills_by_hand_and_is_not_kept() {
 async fn a_daemon_whose_key_can_not_be_read_makes_no_drill_and_says_why() {
     let site = site("[drill.app]\nsources = [\"app\"]\nschedule = \"* * * * *\"\n").await;
     std::fs::write(site.path("signing.key"), b"no key at all\n").unwrap();
-    let port = harness::free_port();
-    edit(&site, |policy| {
-        format!("{policy}\n[http]\nlisten = \"127.0.0.1:{port}\"\ntoken = {{ env = \"T_TOKEN\" }}\n")
-    });
-    let mut daemon = command(&site, &["daemon"]);
-    daemon.env("T_TOKEN", "open sesame").stderr(Stdio::piped());
-    let daemon = daemon.spawn().unwrap();
+    let (port, daemon) = daemon_of(&site);
     let failed = poll(Duration::from_secs(150), || {
         let page = answer(port, "/metrics");
         page.contains("lifeboat_runs_total{task=\"drill app\",result=\"failed\"} 1")
             .then_some(())
     });
-    let pid = rustix::process::Pid::from_child(&daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let output = daemon.wait_with_output().unwrap();
-    let log = String::from_utf8_lossy(&output.stderr);
+    let log = stopped(daemon);
     assert!(
         failed.is_some() && log.contains("evidence.key: the signing key can not be read"),
         "{log}"

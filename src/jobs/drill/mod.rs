@@ -2,6 +2,7 @@
 //! whatever happens.
 
 mod own;
+mod place;
 mod target;
 mod users;
 
@@ -23,7 +24,7 @@ use crate::policy::DrillPolicy;
 use crate::repository::Repository;
 use crate::repository::catalog::{Catalog, Point};
 use crate::state::{StateDir, drills};
-use crate::types::{RunId, SourceName};
+use crate::types::{RunId, SourceName, some_of};
 
 /// Warnings, and what was not looked at: as many at most.
 const TEXTS_MOST: usize = 100;
@@ -108,9 +109,8 @@ async fn of_source(
     policy: &DrillPolicy,
     source: &SourceName,
 ) -> SourceDrill {
-    let begun = session.world.clock.since_boot();
     let mut report = SourceDrill::new(source.clone());
-    report.begun = begun;
+    report.begun = session.world.clock.since_boot();
     let done = if session.cancel.is_cancelled() {
         Ok(())
     } else {
@@ -119,14 +119,7 @@ async fn of_source(
     if session.cancel.is_cancelled() {
         // Whatever went wrong after a signal is the signal's doing; what was found before it stands.
         let why = "somebody stopped the drill";
-        // No level stands on a check that was not made.
-        for own in policy.checks.iter().filter(|c| c.source == *source) {
-            if !report.checks.iter().any(|c| c.name == own.name) {
-                report
-                    .checks
-                    .push(Check::could_not_run(&own.name, Some(Level::Own), why));
-            }
-        }
+        own::add_unmade(policy, &mut report, why);
         report.checks.push(Check::could_not_run("interrupted", None, why));
     } else if let Err(e) = done {
         let (result, expected) = (Outcome::CouldNotRun, "it can be looked at");
@@ -144,7 +137,7 @@ async fn of_source(
     report.checks.sort_by_key(|c| c.level.unwrap_or(u8::MAX));
     report.level = drill::reached(&report.checks).map(Level::number);
     report.result = drill::outcome(&report.checks);
-    report.seconds = (session.world.clock.since_boot() - begun).as_secs_f64();
+    report.seconds = (session.world.clock.since_boot() - report.begun).as_secs_f64();
     let unlooked = std::mem::take(&mut report.not_tested);
     report.not_tested = not_tested(&report.checks);
     report.not_tested.extend(unlooked);
@@ -291,15 +284,8 @@ async fn digests(
     let found = verify_point(session, repository, source, catalog, point).await?;
     let looked = format!("{} objects", found.objects);
     let name = |problems: &[super::report::Problem]| {
-        let mut told: Vec<String> = problems
-            .iter()
-            .take(NAMED)
-            .map(|p| format!("{}: {}", p.key, p.problem))
-            .collect();
-        if problems.len() > NAMED {
-            told.push(format!("and {} more", problems.len() - NAMED));
-        }
-        told.join("; ")
+        let told = problems.iter().map(|p| format!("{}: {}", p.key, p.problem));
+        some_of(&told.collect::<Vec<_>>(), NAMED, "; ")
     };
     for (what, level, problems) in [
         ("objects are there", Level::Present, &found.missing),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::Session;
+use super::super::report::SourceDrill;
 use crate::drill::{Check, Level, Outcome};
 use crate::error::{Error, Kind, Result};
 use crate::policy::{DrillPolicy, UserCheck, UserCheckKind};
@@ -30,13 +31,17 @@ pub fn is_early(check: &UserCheck) -> bool {
     matches!(check.what, UserCheckKind::Sql { .. })
 }
 
-/// A check that was not reached.
-pub fn not_made(check: &UserCheck) -> Check {
-    Check::could_not_run(
-        &check.name,
-        Some(Level::Own),
-        "the drill ended before it was made",
-    )
+/// Adds the checks of a source that were not reached: no level stands on a check that was not made.
+pub fn add_unmade(policy: &DrillPolicy, report: &mut SourceDrill, why: &str) {
+    let level = Some(Level::Own.number());
+    for check in policy.checks.iter().filter(|c| c.source == report.source) {
+        let made = |c: &Check| c.level == level && c.name == check.name;
+        if !report.checks.iter().any(made) {
+            report
+                .checks
+                .push(Check::could_not_run(&check.name, Some(Level::Own), why));
+        }
+    }
 }
 
 /// Carries a check out. Only an interrupt is an error.

@@ -1,28 +1,24 @@
 //! The target of a drill: made, restored into, judged and removed.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::super::outline::outline;
-use super::super::report::SourceDrill;
+use super::super::report::{RestoreReport, SourceDrill};
 use super::super::restore::{self, Aim, Request};
 use super::super::{Session, restore as restores};
-use super::{own, users};
+use super::{own, place};
 use crate::drill::{Check, Level, Outcome};
 use crate::error::{Context as _, Error, Kind, Result};
-use crate::policy::{DrillPolicy, Sandboxing, SourceKind, UserCheck};
+use crate::policy::{DrillPolicy, UserCheck};
 use crate::repository::Repository;
 use crate::repository::catalog::Point;
 use crate::repository::reader::OpenPoint;
 use crate::source::scratch::{ScratchPlan, ScratchTarget, last_of, log_of};
 use crate::source::{Context, PointContent as _, RestoreOptions, Restorer};
 use crate::state::StateDir;
-use crate::state::drills::DrillPlace;
-use crate::types::{RunId, SourceName};
+use crate::types::SourceName;
 
 /// A target takes about so much of what a point holds: the data, its indexes, a log.
 const ROOM: u64 = 2;
@@ -30,13 +26,10 @@ const ROOM: u64 = 2;
 const ROOM_LEAST: u64 = 200 << 20;
 /// So much of a target's log is looked at for why a restore failed, bytes.
 const LOG_LOOKED_AT: u64 = 64 << 10;
-const NOT_REMOVED: &str = "not removed yet";
 /// With less than this a file system is full, bytes.
 const FULL: u64 = 4 << 20;
 /// So long a drill that is over its budget may take to end in good order.
 const ENDING: Duration = Duration::from_secs(60);
-/// How often the space is looked at that a target takes.
-const LOOK: Duration = Duration::from_secs(5);
 /// Differences that are told one by one.
 const DIFFERENCES_TOLD: usize = 50;
 
@@ -50,9 +43,10 @@ pub async fn prove(
     point: &Point,
     report: &mut SourceDrill,
 ) -> Result<()> {
-    restore::require_identity(session).map_err(could_not_run)?;
-    let restorer = restores::restorer(session, source, &point.commit.kind).map_err(could_not_run)?;
-    let (place, plan) = place(session, state, policy, source, &point.commit.kind).await?;
+    restore::require_identity(session).map_err(|e| e.of_kind(Kind::DrillCouldNotRun))?;
+    let restorer = restores::restorer(session, source, &point.commit.kind)
+        .map_err(|e| e.of_kind(Kind::DrillCouldNotRun))?;
+    let (place, plan) = place::make(session, state, policy, source, &point.commit.kind).await?;
     let given = plan.server.is_some();
     if !given && let Err(why) = &plan.apart {
         report.warnings.push(format!(
@@ -70,7 +64,7 @@ pub async fn prove(
         point,
         restorer: &*restorer,
     };
-    let over = over_budget(
+    let over = place::over_budget(
         session,
         policy,
         place.path().to_owned(),
@@ -89,19 +83,12 @@ pub async fn prove(
     report
         .checks
         .extend(over.map(|why| Check::could_not_run("the drill stays within its budget", None, why)));
-    // A level is not reached past a check that was to be made and was not.
-    let own_level = Some(Level::Own.number());
-    let made = report.checks.iter().filter(|c| c.level == own_level);
-    let made: BTreeSet<String> = made.map(|c| c.name.clone()).collect();
-    let own = policy.checks.iter().filter(|c| c.source == *source);
-    report
-        .checks
-        .extend(own.filter(|c| !made.contains(&c.name)).map(own::not_made));
+    own::add_unmade(policy, report, "the drill ended before it was made");
     // Of an objective that was missed there is nothing to look at, and a server that was given is left as it was.
     let failed = |c: &Check| c.result == Outcome::Failed && c.level.is_some();
     let keep = report.checks.iter().any(failed) && done.is_ok() && !given;
-    report.cleanup = clean(session, policy, place, keep).await;
-    if report.cleanup.starts_with(NOT_REMOVED) {
+    report.cleanup = place::clean(session, policy, place, keep).await;
+    if report.cleanup.starts_with(place::NOT_REMOVED) {
         report
             .warnings
             .push(format!("the target of {source} is {}", report.cleanup));
@@ -110,161 +97,6 @@ pub async fn prove(
         report.cleanup += " (what is on a server that was given is never kept)";
     }
     done
-}
-
-/// Makes the place of a target: apart where the platform allows it. As root everything in it belongs to a user that has
-/// nothing else; without a sandbox to `nobody`, since servers want a user with a name.
-async fn place(
-    session: &Session,
-    state: &StateDir,
-    policy: &DrillPolicy,
-    source: &SourceName,
-    kind: &str,
-) -> Result<(DrillPlace, ScratchPlan)> {
-    let server = match &policy.server {
-        Some(reference) if kind.starts_with("postgres") => Some(session.secret(reference)?),
-        _ => None,
-    };
-    let (settings_key, without_storage) = match session.policy.sources.get(source).map(|s| &s.kind) {
-        Some(SourceKind::PocketBase(of)) => {
-            let key = of.settings_key.as_ref();
-            let key = key.map(|reference| session.secret(reference)).transpose()?;
-            (key, !of.storage)
-        }
-        _ => (None, false),
-    };
-    let root = rustix::process::geteuid().is_root();
-    let id = RunId::new(session.world.ulid()?);
-    let user = if root { Some(users::own(session)?) } else { None };
-    let place = DrillPlace::make(state, id, user, false)?;
-    let plan = |place: &DrillPlace, user, apart| ScratchPlan {
-        directory: place.path().to_owned(),
-        home: place.home(),
-        root: place.root(),
-        doors: place.doors(),
-        user,
-        apart,
-        server: server.clone(),
-        settings_key: settings_key.clone(),
-        without_storage,
-        binaries: policy.binaries.clone(),
-        memory: policy.memory,
-        commands: own::programs(policy, source),
-    };
-    let tried = plan(&place, user, Ok(()));
-    let tried_apart = match &server {
-        Some(_) => Ok(Err("the server was given, and checks have to reach it".to_owned())),
-        None => tried.try_apart().await,
-    };
-    let why = match tried_apart {
-        Ok(Ok(())) => return Ok((place, tried)),
-        Ok(Err(why)) => why,
-        Err(e) => {
-            place.remove()?;
-            return Err(e);
-        }
-    };
-    if server.is_none() && policy.sandbox == Sandboxing::Required {
-        place.remove()?;
-        return Err(Error::new(
-            Kind::DrillCouldNotRun,
-            format!("this host allows no sandbox: {why}"),
-        )
-        .hint(
-            "Without one code in a backup does what our user may do, reading keys included. Allow name spaces (in a container a \
-             right of its own), give the drill a server, or set sandbox = \"optional\" in it where you trust what was backed up.",
-        ));
-    }
-    if !root {
-        let plan = plan(&place, None, Err(why));
-        return Ok((place, plan));
-    }
-    place.remove()?;
-    let user = Some(users::nobody()?);
-    let place = DrillPlace::make(state, RunId::new(session.world.ulid()?), user, true)?;
-    let plan = plan(&place, user, Err(why));
-    Ok((place, plan))
-}
-
-fn could_not_run(e: Error) -> Error {
-    let told = Error::new(Kind::DrillCouldNotRun, e.chain());
-    match e.hint_text() {
-        Some(hint) => told.hint(hint.to_owned()),
-        None => told,
-    }
-}
-
-/// Removes the target, or keeps it; says what was done.
-async fn clean(session: &Session, policy: &DrillPolicy, place: DrillPlace, keep: bool) -> String {
-    let path = place.path().to_owned();
-    let until =
-        session.world.clock.now() + chrono::TimeDelta::from_std(policy.keep_failed).unwrap_or_default();
-    let kept = keep && !policy.keep_failed.is_zero();
-    let cleaned = tokio::task::spawn_blocking(move || {
-        if kept {
-            place.keep(until).map(drop)
-        } else {
-            place.remove()
-        }
-    });
-    match cleaned.await {
-        Ok(Ok(())) if kept => format!(
-            "kept at {} until {}: the target is in home, what its programs said in target.log; `backup drill --clean` removes it",
-            path.display(),
-            until.format("%Y-%m-%d %H:%M:%SZ")
-        ),
-        Ok(Ok(())) => "removed: nothing is left".to_owned(),
-        Ok(Err(e)) => format!("{NOT_REMOVED}, the next drill tries again: {}", e.chain()),
-        Err(e) => format!("{NOT_REMOVED}, the next drill tries again: {e}"),
-    }
-}
-
-/// Ends when the drill takes more time or more room than it may; says which.
-async fn over_budget(
-    session: &Session,
-    policy: &DrillPolicy,
-    directory: std::path::PathBuf,
-    cancel: CancellationToken,
-) -> String {
-    let begun = session.world.clock.since_boot();
-    loop {
-        session.world.clock.sleep(LOOK.min(policy.timeout)).await;
-        let took = session.world.clock.since_boot() - begun;
-        let why = if took >= policy.timeout {
-            Some(format!(
-                "it took longer than {}",
-                humantime::format_duration(policy.timeout)
-            ))
-        } else if let Some(budget) = policy.budget {
-            let looked = directory.clone();
-            let taken = tokio::task::spawn_blocking(move || taken(&looked)).await;
-            let taken = taken.unwrap_or_default();
-            (taken > budget).then(|| format!("it took {taken} bytes of disk, and may take {budget}"))
-        } else {
-            None
-        };
-        if let Some(why) = why {
-            cancel.cancel();
-            return why;
-        }
-    }
-}
-
-/// What a directory takes, bytes; what vanishes meanwhile takes nothing.
-fn taken(directory: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return 0;
-    };
-    let mut sum = 0;
-    for entry in entries.flatten() {
-        match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => sum += taken(&entry.path()),
-            Ok(metadata) => sum += metadata.blocks() * 512,
-            Err(_) => {}
-        }
-    }
-    sum
 }
 
 struct Work<'a> {
@@ -362,20 +194,17 @@ impl Work<'_> {
         let restored = match restores::restore(self.session, &request).await {
             Ok(restored) => restored,
             Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-            Err(e) => {
-                if no_room(&context.scratch, &e) {
-                    let why = format!(
-                        "there is no room in {}, or no memory: make room, or set state.dir elsewhere",
-                        context.scratch.display()
-                    );
-                    let check = Check::could_not_run("it is restored", Some(Level::Restored), why);
-                    report.checks.push(check.with_detail(e.chain()));
-                } else {
-                    self.restore_failed(&e, opened, report).await?;
-                }
-                return Ok(());
-            }
+            Err(e) => return self.restore_failed(&e, context, opened, report).await,
         };
+        self.restored(restored, report);
+        report.checks.extend(scratch.examine(context).await?);
+        let took = self.session.world.clock.since_boot() - report.begun;
+        report.level_4_seconds = Some(took.as_secs_f64());
+        self.apply(scratch, context, report).await
+    }
+
+    /// Levels 2 to 4, as far as the restore itself told.
+    fn restored(&self, restored: RestoreReport, report: &mut SourceDrill) {
         report.rto_seconds = Some(restored.seconds);
         report.bytes = restored.bytes;
         // Of roles every restore into a new server has something to say.
@@ -402,9 +231,15 @@ impl Work<'_> {
             .checks
             .push(Check::passed("it is restored", Level::Restored, size));
         facts(&restored.differences, report);
-        report.checks.extend(scratch.examine(context).await?);
-        let took = self.session.world.clock.since_boot() - report.begun;
-        report.level_4_seconds = Some(took.as_secs_f64());
+    }
+
+    /// Levels 5 and 6.
+    async fn apply(
+        &self,
+        scratch: &mut dyn ScratchTarget,
+        context: &Context,
+        report: &mut SourceDrill,
+    ) -> Result<()> {
         let (early, late): (Vec<&UserCheck>, Vec<&UserCheck>) = self
             .policy
             .checks
@@ -428,7 +263,22 @@ impl Work<'_> {
     }
 
     /// What a restore that failed says of the levels: of damage, of what is missing here, or of the point itself.
-    async fn restore_failed(&self, e: &Error, opened: &OpenPoint, report: &mut SourceDrill) -> Result<()> {
+    async fn restore_failed(
+        &self,
+        e: &Error,
+        context: &Context,
+        opened: &OpenPoint,
+        report: &mut SourceDrill,
+    ) -> Result<()> {
+        if no_room(&context.scratch, e) {
+            let why = format!(
+                "there is no room in {}, or no memory: make room, or set state.dir elsewhere",
+                context.scratch.display()
+            );
+            let check = Check::could_not_run("it is restored", Some(Level::Restored), why);
+            report.checks.push(check.with_detail(e.chain()));
+            return Ok(());
+        }
         let failed =
             |name: &str, level| Check::of_error(name, Some(level), Outcome::Failed, "without an error", e);
         match e.kind() {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::repository::evidence::{Aside, Chain, EVIDENCE_MAX_BYTES, Evidence, PublicKey};
 use crate::repository::{Repository, layout};
 use crate::state::evidence::EvidenceState;
-use crate::types::{EvidenceRef, RepositoryId};
+use crate::types::{EvidenceRef, RepositoryId, some_of};
 
 /// Evidence read at once.
 const READS_AT_ONCE: usize = 16;
@@ -67,12 +67,7 @@ impl Known {
 
 /// The first of several, and how many there are beside.
 pub fn some(all: impl IntoIterator<Item = String>) -> String {
-    let all: Vec<String> = all.into_iter().collect();
-    let mut named = all.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
-    if let Some(more) = all.len().checked_sub(NAMED).filter(|n| *n > 0) {
-        named += &format!("; and {more} more");
-    }
-    named
+    some_of(&all.into_iter().collect::<Vec<_>>(), NAMED, "; ")
 }
 
 /// What a session's state directory knows; none: the session has no policy, and no state of its own.

@@ -22,7 +22,7 @@ pub use accept::{Acceptance, accept};
 pub use files::verify_files;
 pub use keep::Keeper;
 pub use month::{Month, month};
-pub use proven::Proven;
+pub use proven::{LastDrill, Proven};
 
 use known::Known;
 

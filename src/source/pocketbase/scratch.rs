@@ -22,6 +22,7 @@ use crate::error::{Context as _, Error, Kind, Result};
 use crate::sandbox::{Process, Program, Sandbox};
 use crate::source::scratch::{ScratchPlan, ScratchTarget, last_of};
 use crate::source::{Context, Target};
+use crate::types::some_of;
 
 /// One that takes longer to begin does not.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -204,7 +205,7 @@ impl PocketBaseScratch {
                 "PocketBase serves every collection",
                 Level::Application,
                 expected,
-                named(&problems),
+                some_of(&problems, NAMED, "; "),
             )
         }])
     }
@@ -294,15 +295,6 @@ fn give(path: &Path, (user, group): (u32, u32)) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn named(problems: &[String]) -> String {
-    let more = problems.len().saturating_sub(NAMED);
-    let mut told = problems[..problems.len().min(NAMED)].join("; ");
-    if more > 0 {
-        told += &format!("; and {more} more");
-    }
-    told
 }
 
 #[async_trait]

@@ -172,7 +172,17 @@ async fn probe(directory: &Path) -> Option<Clients> {
             return None;
         }
     }
-    let mut command = Command::new(directory.join("pg_dump"));
+    let (major, version) = version_of(&directory.join("pg_dump")).await?;
+    Some(Clients {
+        major,
+        version,
+        directory: directory.to_path_buf(),
+    })
+}
+
+/// The version that a program says it is of; none: it does not say so, or not at once.
+pub(crate) async fn version_of(program: &Path) -> Option<(u32, String)> {
+    let mut command = Command::new(program);
     command
         .arg("--version")
         .env_clear()
@@ -186,16 +196,11 @@ async fn probe(directory: &Path) -> Option<Clients> {
     if !output.status.success() {
         return None;
     }
-    let (major, version) = parse_version(&String::from_utf8_lossy(&output.stdout))?;
-    Some(Clients {
-        major,
-        version,
-        directory: directory.to_path_buf(),
-    })
+    parse_version(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// `pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` gives 15 and `15.14`.
-pub(crate) fn parse_version(line: &str) -> Option<(u32, String)> {
+fn parse_version(line: &str) -> Option<(u32, String)> {
     let version = line.split(") ").nth(1)?.split_whitespace().next()?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, version.to_owned()))

@@ -7,12 +7,12 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use tokio_util::sync::CancellationToken;
 
-use super::named;
 use super::quiet::tame;
 use crate::drill::{Check, Level};
 use crate::error::{Context as _, Error, Result};
 use crate::source::pocketbase::facts;
 use crate::source::scratch::not_one;
+use crate::types::some_of;
 
 /// Problems of one kind that are named.
 pub(super) const NAMED: usize = 20;
@@ -66,6 +66,12 @@ pub(super) fn of_data(
             },
         ));
     }
+    let unlooked = files(data, without_storage, &mut checks)?;
+    Ok((checks, unlooked))
+}
+
+/// Whether the files are there that rows name; gives what of them is not looked at.
+fn files(data: &Path, without_storage: bool, checks: &mut Vec<Check>) -> Result<Vec<String>> {
     let mut unlooked = Vec::new();
     let (files, elsewhere) = facts::files(&data.join("data.db"))?;
     if elsewhere && !files.is_empty() {
@@ -100,10 +106,10 @@ pub(super) fn of_data(
                 expected,
                 format!("{} are missing", missing.len()),
             )
-            .with_detail(named(&missing))
+            .with_detail(some_of(&missing, NAMED, "; "))
         });
     }
-    Ok((checks, unlooked))
+    Ok(unlooked)
 }
 
 fn shown(value: ValueRef<'_>) -> String {

@@ -122,7 +122,8 @@ impl Restorer for LogicalRestorer {
         let cluster = documents.cluster;
         let major = cluster.version / 10_000;
         let clients = client::find(self.client_dir.as_deref()).await?;
-        client::for_restore(&clients, cluster.dump_major, major).map_err(|e| could_not_run(&e))?;
+        client::for_restore(&clients, cluster.dump_major, major)
+            .map_err(|e| e.of_kind(Kind::DrillCouldNotRun))?;
         let databases = cluster.databases.into_iter().map(|d| d.name).collect();
         let backed_up = cluster.system_identifier.as_deref();
         let mut started = PostgresScratch::start(context, plan, major, databases, backed_up, clients).await?;
@@ -149,15 +150,6 @@ impl Restorer for LogicalRestorer {
             }
             Target::Bucket(_) => Err(wrong_target()),
         }
-    }
-}
-
-/// Nobody knows whether it restores: what the drill needs is not here.
-fn could_not_run(e: &Error) -> Error {
-    let told = Error::new(Kind::DrillCouldNotRun, e.chain());
-    match e.hint_text() {
-        Some(hint) => told.hint(hint.to_owned()),
-        None => told,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::source::postgres::connect::{Session, value};
 use crate::source::postgres::facts::{Cluster, Database, Membership, Role};
 use crate::source::postgres::quote::{ident, literal, name_list};
+use crate::types::some_of;
 
 /// How many roles a sentence names.
 const NAMED: usize = 12;
@@ -153,11 +154,8 @@ fn is_predefined(name: &str) -> bool {
 
 /// Some names of many, quoted.
 fn named(names: &BTreeSet<String>) -> String {
-    let mut list: Vec<String> = names.iter().take(NAMED).map(|n| format!("{n:?}")).collect();
-    if names.len() > NAMED {
-        list.push(format!("and {} more", names.len() - NAMED));
-    }
-    list.join(", ")
+    let quoted: Vec<String> = names.iter().map(|n| format!("{n:?}")).collect();
+    some_of(&quoted, NAMED, ", ")
 }
 
 impl RolePlan {

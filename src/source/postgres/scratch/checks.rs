@@ -9,6 +9,7 @@ use crate::source::Context;
 use crate::source::postgres::client;
 use crate::source::postgres::connect::{Session, value};
 use crate::source::postgres::quote::ident;
+use crate::types::some_of;
 
 /// What is wrong, for everybody; and what the server said, which may hold rows.
 #[derive(Default)]
@@ -81,39 +82,7 @@ impl PostgresScratch {
         }
         self.other_indexes(context, database, &session, &mut problems)
             .await?;
-        let mut tables = 0;
-        if self.server.major >= 14 {
-            let sql = "SELECT n.nspname::text, c.relname::text, v.msg FROM pg_class c
-                 JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam AND a.amname = 'heap'
-                 CROSS JOIN LATERAL verify_heapam(c.oid) v
-                 WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'";
-            match session
-                .rows_unless(&context.cancel, "check the tables", sql)
-                .await
-            {
-                Ok(rows) => {
-                    for row in rows {
-                        let (schema, table, said): (String, String, String) =
-                            (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
-                        problems.names.push(format!("{schema}.{table}: {said}"));
-                    }
-                }
-                Err(e) if e.kind() == Kind::Interrupted => return Err(e),
-                Err(e) => problems.push("not every table can be looked at".to_owned(), &e),
-            }
-            let sql =
-                "SELECT count(*) FILTER (WHERE a.amname = 'heap'), count(*) FILTER (WHERE a.amname <> 'heap')
-                 FROM pg_class c JOIN pg_am a ON a.oid = c.relam
-                 WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'";
-            let row = session.row("count the tables", sql, &[]).await?;
-            tables = value::<i64>(&row, 0)?;
-            let others: i64 = value(&row, 1)?;
-            if others > 0 {
-                self.unlooked.push(format!(
-                    "{others} tables of {database} whose access method amcheck does not know"
-                ));
-            }
-        }
+        let tables = self.tables(context, database, &session, &mut problems).await?;
         session.close().await;
         checks.push(
             judged(
@@ -170,6 +139,50 @@ impl PostgresScratch {
             )),
         }
         Ok(())
+    }
+
+    /// Every table that amcheck knows, from version 14 on; gives how many.
+    async fn tables(
+        &mut self,
+        context: &Context,
+        database: &str,
+        session: &Session,
+        problems: &mut Problems,
+    ) -> Result<i64> {
+        if self.server.major < 14 {
+            return Ok(0);
+        }
+        let sql = "SELECT n.nspname::text, c.relname::text, v.msg FROM pg_class c
+             JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam AND a.amname = 'heap'
+             CROSS JOIN LATERAL verify_heapam(c.oid) v
+             WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'";
+        match session
+            .rows_unless(&context.cancel, "check the tables", sql)
+            .await
+        {
+            Ok(rows) => {
+                for row in rows {
+                    let (schema, table, said): (String, String, String) =
+                        (value(&row, 0)?, value(&row, 1)?, value(&row, 2)?);
+                    problems.names.push(format!("{schema}.{table}: {said}"));
+                }
+            }
+            Err(e) if e.kind() == Kind::Interrupted => return Err(e),
+            Err(e) => problems.push("not every table can be looked at".to_owned(), &e),
+        }
+        let sql =
+            "SELECT count(*) FILTER (WHERE a.amname = 'heap'), count(*) FILTER (WHERE a.amname <> 'heap')
+             FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+             WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't'";
+        let row = session.row("count the tables", sql, &[]).await?;
+        let tables = value::<i64>(&row, 0)?;
+        let others: i64 = value(&row, 1)?;
+        if others > 0 {
+            self.unlooked.push(format!(
+                "{others} tables of {database} whose access method amcheck does not know"
+            ));
+        }
+        Ok(tables)
     }
 
     /// Indexes of other kinds: GIN by amcheck where it can, the others by nothing.
@@ -297,16 +310,9 @@ impl PostgresScratch {
             ));
         }
         if !problems.is_empty() {
-            let more = problems.len().saturating_sub(NAMED);
-            problems.truncate(NAMED);
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
             self.unlooked.push(format!(
-                "views of {database} that do not answer without their application: {}{more}",
-                problems.join(", ")
+                "views of {database} that do not answer without their application: {}",
+                some_of(&problems, NAMED, ", ")
             ));
         }
         Ok(())
@@ -316,13 +322,6 @@ impl PostgresScratch {
 pub(super) fn judged(name: String, level: Level, problems: &[String], sound: String) -> Check {
     match problems {
         [] => Check::passed(name, level, sound),
-        some => {
-            let more = some.len().saturating_sub(NAMED);
-            let mut told = some[..some.len().min(NAMED)].join("; ");
-            if more > 0 {
-                told += &format!("; and {more} more");
-            }
-            Check::failed(name, level, sound, told)
-        }
+        some => Check::failed(name, level, sound, some_of(some, NAMED, "; ")),
     }
 }
