@@ -175,6 +175,8 @@ pub struct RestoreOptions {
     pub only_table: Option<String>,
     /// Reuse what is in the target: for physical restores, which are not built yet.
     pub reuse: bool,
+    /// The server was made for this restore: that it gets every role is not told.
+    pub new_server: bool,
 }
 
 /// How much of a unit a restorer wants to know before it begins.

@@ -149,7 +149,7 @@ async fn what_is_missing_after_a_restore_is_caught_at_level_four() {
     let site = site("[drill.orders]\nsources = [\"orders\"]\nkeep_failed = \"0s\"\n").await;
     let role = format!("clerk_{}", harness::random_hex(4));
     site.sql(&format!(
-        "create extension citext; create role {role}; grant select on orders to {role};
+        "create extension citext; create role {role} login; grant select on orders to {role};
          create function twice(n int) returns int language sql as 'select n * 2'"
     ));
     site.json(&["run", "orders"]);
@@ -190,7 +190,14 @@ async fn what_is_missing_after_a_restore_is_caught_at_level_four() {
         assert_eq!((code, &orders["level"]), (22, &json!(3)), "{name}: {report:#}");
         assert!(failing(orders).contains(&words), "{name}: {}", failing(orders));
     }
-    assert_eq!(drill(&site, "orders").0, 0);
+    let (code, report) = drill(&site, "orders");
+    assert_eq!(code, 0, "{report:#}");
+    // That a new server gets the role is nothing to be told; that nobody can log in as it is.
+    let told = of(&report, "orders")["warnings"].to_string();
+    assert!(
+        !told.contains("created the missing roles") && told.contains("no recorded password"),
+        "{told}"
+    );
     nothing_is_left(&site);
 }
 

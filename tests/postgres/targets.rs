@@ -11,7 +11,7 @@ fn options(database: Option<&str>, table: Option<&str>) -> RestoreOptions {
     RestoreOptions {
         only_database: database.map(Into::into),
         only_table: table.map(Into::into),
-        reuse: false,
+        ..RestoreOptions::default()
     }
 }
 

@@ -122,6 +122,7 @@ fn options(args: &RestoreArgs) -> RestoreOptions {
         only_database: args.only_database.clone(),
         only_table: args.only_table.clone(),
         reuse: args.reuse,
+        new_server: false,
     }
 }
 

@@ -187,7 +187,10 @@ impl Work<'_> {
             source: self.source.clone(),
             aim: Aim::Point(self.point.commit.run),
             target: Some(scratch.target()),
-            options: RestoreOptions::default(),
+            options: RestoreOptions {
+                new_server: true,
+                ..RestoreOptions::default()
+            },
             max_gap: None,
             gap_accepted: true,
         };
@@ -207,11 +210,7 @@ impl Work<'_> {
     fn restored(&self, restored: RestoreReport, report: &mut SourceDrill) {
         report.rto_seconds = Some(restored.seconds);
         report.bytes = restored.bytes;
-        // Of roles every restore into a new server has something to say.
-        let of_roles = |w: &String| w.contains("roles");
-        report
-            .warnings
-            .extend(restored.warnings.into_iter().filter(|w| !of_roles(w)));
+        report.warnings.extend(restored.warnings);
         let rto = self
             .session
             .policy

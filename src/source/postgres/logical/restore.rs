@@ -235,7 +235,7 @@ impl Looked {
         }
         let roles = if options.only_table.is_none() {
             let recorded: Vec<&Database> = databases.iter().map(|(d, _)| d).collect();
-            Some(roles::plan(&server, version, cluster, &recorded, wanted).await?)
+            Some(roles::plan(&server, version, cluster, &recorded, wanted, options.new_server).await?)
         } else {
             warnings.push(
                 "of one table its definition and rows are restored, not its indexes, constraints, defaults from sequences, triggers, owner and privileges"

@@ -34,6 +34,8 @@ pub(super) struct RolePlan {
     /// Of the roles to be made, in groups that are there or will be.
     memberships: Vec<Membership>,
     version: u32,
+    /// The server was made for this restore, and has none of them.
+    new_server: bool,
     /// What the operator should know.
     pub(super) notes: Vec<String>,
 }
@@ -57,6 +59,7 @@ pub(super) async fn plan(
     cluster: &Cluster,
     databases: &[&Database],
     wanted: Wanted,
+    new_server: bool,
 ) -> Result<RolePlan> {
     let existing = existing(server).await?;
     let needed = needed(cluster, databases, &existing.roles);
@@ -87,6 +90,7 @@ pub(super) async fn plan(
         needed,
         roles,
         version,
+        new_server,
         ..RolePlan::default()
     };
     match wanted {
@@ -223,7 +227,7 @@ impl RolePlan {
             .filter(|name| existing.roles.contains(*name))
             .cloned()
             .collect();
-        if wanted == Wanted::All && !kept.is_empty() {
+        if wanted == Wanted::All && !self.new_server && !kept.is_empty() {
             self.notes.push(format!(
                 "roles that are there are left as they are (password, settings, groups): {}",
                 named(&kept)
@@ -263,7 +267,7 @@ impl RolePlan {
         let statements = self.statements(|name| all.contains(name));
         let doing = format!("create the missing roles {}", named(&all));
         match server.run(&doing, &statements.join(";\n")).await {
-            Ok(()) => Ok(vec![format!("created the missing roles {}", named(&all))]),
+            Ok(()) => Ok(self.told_made(&all)),
             Err(e) if self.further.is_empty() || server.is_closed() => {
                 Err(e.hint("Create them first, or restore as a superuser."))
             }
@@ -311,8 +315,15 @@ impl RolePlan {
                 )),
             }
         }
-        told.push(format!("created the missing roles {}", named(&made)));
+        told.extend(self.told_made(&made));
         Ok(told)
+    }
+
+    fn told_made(&self, made: &BTreeSet<String>) -> Vec<String> {
+        match self.new_server {
+            true => Vec::new(),
+            false => vec![format!("created the missing roles {}", named(made))],
+        }
     }
 
     /// The statements that make some of the roles and put them into their groups.
