@@ -17,7 +17,6 @@ use axum::routing::{get, post};
 use base64::Engine as _;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta};
-use sha2::Digest as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -29,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::jobs::Session;
 use crate::secret::SecretText;
 use crate::state::ledger::Ledger;
-use crate::types::SourceName;
+use crate::types::{Digest, SourceName};
 
 /// The loop is woken every second; when it has not turned for so long, it hangs.
 const ALIVE: Duration = Duration::from_secs(120);
@@ -45,7 +44,8 @@ const PAGES_AT_ONCE: usize = 4;
 
 /// What a page may have: its own style, told by its digest, a form to where it comes from, and nothing else.
 static CONTENT: LazyLock<String> = LazyLock::new(|| {
-    let digest = base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(html::STYLE));
+    let digest =
+        base64::engine::general_purpose::STANDARD.encode(Digest::of(html::STYLE.as_bytes()).as_bytes());
     format!(
         "default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )

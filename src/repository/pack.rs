@@ -1,8 +1,6 @@
 //! Packs: one standard age file around a run of frames, headed by a skippable frame that names repository, source,
 //! run and pack, so that `age -d pack | zstd -d` gives the content and a pack laid elsewhere is told.
 
-use std::io::Write as _;
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -55,19 +53,28 @@ pub struct Sealed {
 /// # Errors
 /// age failed.
 pub fn seal(mut plaintext: Vec<u8>, pad: bool, recipient: &age::x25519::Recipient) -> Result<Sealed> {
-    let broken = |e: String| Error::failed(format!("a pack can not be encrypted: {e}"));
     if pad {
         pad_plaintext(&mut plaintext);
     }
-    let encryptor = age::Encryptor::with_recipients(std::iter::once(recipient as &dyn age::Recipient))
-        .map_err(|e| broken(e.to_string()))?;
-    // 16 bytes a 64 KiB chunk, and the header.
-    let mut bytes = Vec::with_capacity(plaintext.len() + plaintext.len() / 4096 + 1024);
-    let mut writer = encryptor
-        .wrap_output(&mut bytes)
-        .map_err(|e| broken(e.to_string()))?;
-    writer.write_all(&plaintext).map_err(|e| broken(e.to_string()))?;
-    writer.finish().map_err(|e| broken(e.to_string()))?;
+    seal_to(
+        &plaintext,
+        recipient,
+        Vec::with_capacity(sealed_length(plaintext.len())),
+    )
+}
+
+/// At most how long the age file of a plaintext is: 16 bytes for each chunk of 64 KiB, and the header.
+pub const fn sealed_length(plaintext: usize) -> usize {
+    plaintext + plaintext / 4096 + 1024
+}
+
+/// [`seal`] of a plaintext as it is, into an empty buffer.
+///
+/// # Errors
+/// As [`seal`].
+pub fn seal_to(plaintext: &[u8], recipient: &age::x25519::Recipient, mut bytes: Vec<u8>) -> Result<Sealed> {
+    payload::seal(plaintext, recipient, &mut bytes)
+        .map_err(|e| Error::failed(format!("a pack can not be encrypted: {e}")))?;
     let digest = Digest::of(&bytes);
     Ok(Sealed {
         bytes: bytes.into(),
@@ -75,7 +82,8 @@ pub fn seal(mut plaintext: Vec<u8>, pad: bool, recipient: &age::x25519::Recipien
     })
 }
 
-fn pad_plaintext(plaintext: &mut Vec<u8>) {
+/// Pads a plaintext with a skippable frame, so that its length tells only its magnitude.
+pub fn pad_plaintext(plaintext: &mut Vec<u8>) {
     let length = plaintext.len() as u64;
     let padded = frame::padme(length + 8);
     let zeros = vec![0; (padded - length - 8) as usize];

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use crate::error::{Error, Result};
@@ -118,7 +118,9 @@ pub struct Digest([u8; 32]);
 impl Digest {
     /// Of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        let mut sum = [0; 32];
+        sum.copy_from_slice(digest(&SHA256, bytes).as_ref());
+        Self(sum)
     }
     /// From the raw 32 bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {

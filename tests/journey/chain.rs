@@ -145,8 +145,8 @@ async fn a_point_that_failed_a_later_drill_or_is_another_now_is_proven_no_more()
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes)
+    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes)
+        .as_ref()
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect()

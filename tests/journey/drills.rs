@@ -213,8 +213,8 @@ async fn a_drill_proves_both_kinds_and_leaves_nothing_but_evidence() {
             .join(statement["subject"][0]["name"].as_str().unwrap()),
     )
     .unwrap();
-    use sha2::Digest as _;
-    let digest: String = sha2::Sha256::digest(&commit)
+    let digest: String = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &commit)
+        .as_ref()
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect();
