@@ -31,6 +31,8 @@ pub struct FrameEncoder {
     compressors: [Compressor<'static>; 2],
     decompressor: Decompressor<'static>,
     decoded: Vec<u8>,
+    /// For what is tried.
+    spare: Vec<u8>,
     /// Number of the level that large frames take.
     level: usize,
     /// Large frames until both levels are tried again.
@@ -49,6 +51,7 @@ impl FrameEncoder {
             compressors: [compressor(LEVELS[0])?, compressor(LEVELS[1])?],
             decompressor: Decompressor::new().map_err(no_memory)?,
             decoded: Vec::new(),
+            spare: Vec::new(),
             level: 0,
             until_trial: 0,
             stayed: 0,
@@ -60,19 +63,30 @@ impl FrameEncoder {
     /// # Errors
     /// The encoder failed, or what it wrote does not decode to the content.
     pub fn encode(&mut self, content: &[u8]) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        self.encode_to(content, &mut frame)?;
+        Ok(frame)
+    }
+
+    /// [`Self::encode`] into a buffer, in place of what is in it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_to(&mut self, content: &[u8], frame: &mut Vec<u8>) -> Result<()> {
         if content.len() > FRAME_CONTENT_MAX {
             return Err(Error::failed("a frame was given more content than it may hold"));
         }
-        let packed = if self.will_not_shrink(content)? {
-            None
-        } else {
-            Some(self.compress(content)?).filter(|packed| packed.len() < content.len())
+        let shrank = !self.will_not_shrink(content)? && {
+            self.compress(content, frame)?;
+            frame.len() < content.len()
         };
-        let frame = packed.unwrap_or_else(|| raw_frame(content));
+        if !shrank {
+            raw_frame(content, frame);
+        }
         self.decoded.clear();
         self.decoded.reserve(content.len());
         self.decompressor
-            .decompress_to_buffer(&frame, &mut self.decoded)
+            .decompress_to_buffer(frame, &mut self.decoded)
             .map_err(|e| {
                 Error::failed("a frame just compressed does not decode; nothing was committed").because(e)
             })?;
@@ -82,36 +96,44 @@ impl FrameEncoder {
             )
             .hint("Check this machine's memory; then run again."));
         }
-        Ok(frame)
+        Ok(())
     }
 
-    fn at_level(&mut self, level: usize, content: &[u8]) -> Result<Vec<u8>> {
+    fn at_level(&mut self, level: usize, content: &[u8], packed: &mut Vec<u8>) -> Result<()> {
+        packed.clear();
+        packed.reserve(zstd::zstd_safe::compress_bound(content.len()));
         self.compressors[level]
-            .compress(content)
-            .map_err(|e| Error::failed("zstd failed to compress").because(e))
+            .compress_to_buffer(content, packed)
+            .map_err(|e| Error::failed("zstd failed to compress").because(e))?;
+        Ok(())
     }
 
     /// Compresses at the level that suits the content: the faster one where its result is within a hundredth of the
     /// other's.
-    fn compress(&mut self, content: &[u8]) -> Result<Vec<u8>> {
+    fn compress(&mut self, content: &[u8], packed: &mut Vec<u8>) -> Result<()> {
         if content.len() < LARGE {
-            return self.at_level(0, content);
+            return self.at_level(0, content, packed);
         }
         let stayed = |packed: &[u8]| packed.len() * 1000 / content.len();
         if self.until_trial > 0 {
             self.until_trial -= 1;
-            let packed = self.at_level(self.level, content)?;
-            if stayed(&packed).abs_diff(self.stayed) > self.stayed / 8 {
+            self.at_level(self.level, content, packed)?;
+            if stayed(packed).abs_diff(self.stayed) > self.stayed / 8 {
                 self.until_trial = 0;
             }
-            return Ok(packed);
+            return Ok(());
         }
-        let (slow, fast) = (self.at_level(0, content)?, self.at_level(1, content)?);
-        self.level = usize::from(fast.len() <= slow.len() + slow.len() / 100);
+        let mut slow = std::mem::take(&mut self.spare);
+        self.at_level(0, content, &mut slow)?;
+        self.at_level(1, content, packed)?;
+        self.level = usize::from(packed.len() <= slow.len() + slow.len() / 100);
         self.until_trial = TRIAL_EVERY - 1;
-        let packed = if self.level == 1 { fast } else { slow };
-        self.stayed = stayed(&packed);
-        Ok(packed)
+        if self.level == 0 {
+            std::mem::swap(packed, &mut slow);
+        }
+        self.spare = slow;
+        self.stayed = stayed(packed);
+        Ok(())
     }
 
     /// Tries three small samples; only if none shrinks, all is taken as incompressible.
@@ -120,13 +142,17 @@ impl FrameEncoder {
         if content.len() < 8 * SAMPLE {
             return Ok(false);
         }
+        let mut packed = std::mem::take(&mut self.spare);
+        let mut shrinks = false;
         for at in [0, content.len() / 2, content.len() - SAMPLE] {
-            let packed = self.at_level(1, &content[at..at + SAMPLE])?;
-            if packed.len() < SAMPLE - SAMPLE / 50 {
-                return Ok(false);
+            self.at_level(1, &content[at..at + SAMPLE], &mut packed)?;
+            shrinks = packed.len() < SAMPLE - SAMPLE / 50;
+            if shrinks {
+                break;
             }
         }
-        Ok(true)
+        self.spare = packed;
+        Ok(!shrinks)
     }
 }
 
@@ -142,10 +168,11 @@ fn compressor(level: i32) -> Result<Compressor<'static>> {
     Ok(compressor)
 }
 
-/// A zstd frame of raw blocks.
-fn raw_frame(content: &[u8]) -> Vec<u8> {
+/// A zstd frame of raw blocks, in place of what is in the buffer.
+fn raw_frame(content: &[u8], frame: &mut Vec<u8>) {
     const BLOCK_MAX: usize = 128 << 10;
-    let mut frame = Vec::with_capacity(content.len() + content.len() / BLOCK_MAX * 3 + 32);
+    frame.clear();
+    frame.reserve(content.len() + content.len() / BLOCK_MAX * 3 + 32);
     frame.extend_from_slice(&0xFD2F_B528u32.to_le_bytes());
     // Descriptor: 8-byte content size (3 << 6), checksum (1 << 2), and a window instead of a single segment, so
     // that a decoder's window stays small whatever the content.
@@ -166,7 +193,6 @@ fn raw_frame(content: &[u8]) -> Vec<u8> {
     let mut hasher = XxHash64::with_seed(0);
     hasher.write(content);
     frame.extend_from_slice(&hasher.finish().to_le_bytes()[..4]);
-    frame
 }
 
 /// How much content a frame says it holds, at most [`FRAME_CONTENT_MAX`].
@@ -282,6 +308,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn raw(content: &[u8]) -> Vec<u8> {
+        let mut frame = b"what was there before".to_vec();
+        raw_frame(content, &mut frame);
+        frame
+    }
+
     fn noise(length: usize, seed: u64) -> Vec<u8> {
         let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
         let mut bytes = vec![0; length];
@@ -293,7 +325,7 @@ mod tests {
     fn raw_frames_are_zstd_frames() {
         for length in [0, 1, 127, 128 << 10, (128 << 10) + 1, FRAME_CONTENT_MAX] {
             let content = noise(length, 7);
-            let frame = raw_frame(&content);
+            let frame = raw(&content);
             assert_eq!(zstd::decode_all(&frame[..]).unwrap(), content);
             assert_eq!(decode(&frame).unwrap(), content);
             let mut damaged = frame.clone();
@@ -367,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_claims_too_much_is_refused() {
-        let mut frame = raw_frame(b"x");
+        let mut frame = raw(b"x");
         frame[6..14].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(decode(&frame).is_err());
         // Two such claims do not fit into a sum (and the highest number of all means that it is not told).

@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
-use super::frame::FrameEncoder;
+use super::frame::{FRAME_CONTENT_MAX, FrameEncoder};
 use super::pack::{self, Head, PACK_TARGET, Sealed};
 use super::{Repository, layout};
 use crate::clock::World;
@@ -26,6 +26,11 @@ const UPLOADS_AT_ONCE: usize = 3;
 /// Frames on their way beside those that the threads have in hand; a frame is 4 MiB at most. It bounds those, too, that
 /// wait in the assembler for one before them.
 const FRAMES_WAITING: usize = 4;
+
+/// Room for a frame, or for its content: zstd asks for this much (`ZSTD_COMPRESSBOUND`).
+const FRAME_BUFFER: usize = FRAME_CONTENT_MAX + (FRAME_CONTENT_MAX >> 8);
+/// Room for a pack or its plaintext.
+const PACK_BUFFER: usize = pack::sealed_length(PACK_TARGET + FRAME_BUFFER + 4096);
 
 /// Where a frame ended up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +93,45 @@ pub struct Packer {
     failed: CancellationToken,
     /// A packer that is given up uploads nothing more.
     guard: DropGuard,
-    shelf: Arc<Mutex<Vec<Vec<u8>>>>,
+    shelves: Arc<Shelves>,
+}
+
+/// Buffers that were used before: the first touch of new memory costs more than what is written there.
+struct Shelf {
+    buffers: Mutex<Vec<Vec<u8>>>,
+    /// The capacity of each.
+    room: usize,
+    /// So many are kept.
+    most: usize,
+}
+
+struct Shelves {
+    frames: Shelf,
+    packs: Shelf,
+}
+
+impl Shelf {
+    fn new(room: usize, most: usize) -> Self {
+        Self {
+            buffers: Mutex::default(),
+            room,
+            most,
+        }
+    }
+    /// An empty buffer.
+    fn take(&self) -> Vec<u8> {
+        let used = self.buffers.lock().ok().and_then(|mut buffers| buffers.pop());
+        used.unwrap_or_else(|| Vec::with_capacity(self.room))
+    }
+    fn give(&self, mut buffer: Vec<u8>) {
+        if let Ok(mut buffers) = self.buffers.lock()
+            && buffers.len() < self.most
+            && buffer.capacity() >= self.room
+        {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
 }
 
 /// Which run a packer writes.
@@ -116,29 +159,33 @@ impl Packer {
         let (compressed_tx, compressed) = mpsc::channel::<Compressed>(threads + FRAMES_WAITING);
         let (sealed_tx, sealed) = mpsc::channel::<ToUpload>(1);
         let failed = CancellationToken::new();
-        let shelf = Arc::new(Mutex::new(Vec::new()));
+        let shelves = Arc::new(Shelves {
+            frames: Shelf::new(FRAME_BUFFER, threads + 2),
+            packs: Shelf::new(PACK_BUFFER, 2),
+        });
         let jobs_rx = Arc::new(Mutex::new(jobs_rx));
         let workers = (0..threads)
             .map(|_| {
-                let (jobs, out, shelf) = (jobs_rx.clone(), compressed_tx.clone(), shelf.clone());
+                let (jobs, out, shelves) = (jobs_rx.clone(), compressed_tx.clone(), shelves.clone());
                 let failed = failed.clone();
-                tokio::task::spawn_blocking(move || guard(&failed, || compress(&jobs, &out, &shelf)))
+                tokio::task::spawn_blocking(move || guard(&failed, || compress(&jobs, &out, &shelves.frames)))
             })
             .collect();
         drop(compressed_tx);
         let assembler = {
-            let (target, failed) = (target.clone(), failed.clone());
+            let (target, failed, shelves) = (target.clone(), failed.clone(), shelves.clone());
             tokio::task::spawn_blocking(move || {
-                guard(&failed, || assemble(&target, compressed, &sealed_tx, &failed))
+                let mut assembler = Assembler::new(target, sealed_tx, shelves);
+                guard(&failed, || assembler.assemble(compressed, &failed))
             })
         };
         let uploads = {
-            let failed = failed.clone();
+            let (failed, shelves) = (failed.clone(), shelves.clone());
             let uploads = async move {
                 let result = tokio::select! {
                     biased;
                     () = failed.cancelled() => Err(stopped()),
-                    result = upload(target, sealed) => result,
+                    result = upload(target, sealed, &shelves) => result,
                 };
                 if result.is_err() {
                     failed.cancel();
@@ -156,14 +203,13 @@ impl Packer {
             uploads,
             guard: failed.clone().drop_guard(),
             failed,
-            shelf,
+            shelves,
         }
     }
 
     /// An empty buffer, one that was used before if there is one.
     pub fn buffer(&self) -> Vec<u8> {
-        let used = self.shelf.lock().ok().and_then(|mut shelf| shelf.pop());
-        used.unwrap_or_else(|| Vec::with_capacity(super::frame::FRAME_CONTENT_MAX))
+        self.shelves.frames.take()
     }
 
     /// Hands over the content of the next frame; its number is the count of frames before it.
@@ -234,90 +280,119 @@ fn guard<T>(failed: &CancellationToken, work: impl FnOnce() -> Result<T>) -> Res
     result
 }
 
-fn compress(
-    jobs: &Mutex<mpsc::Receiver<Job>>,
-    out: &mpsc::Sender<Compressed>,
-    shelf: &Mutex<Vec<Vec<u8>>>,
-) -> Result<()> {
+fn compress(jobs: &Mutex<mpsc::Receiver<Job>>, out: &mpsc::Sender<Compressed>, shelf: &Shelf) -> Result<()> {
     let mut encoder = FrameEncoder::new()?;
     loop {
         let job = jobs.lock().map_err(|_| stopped())?.blocking_recv();
         let Some(Job {
             sequence,
-            mut content,
+            content,
             room,
         }) = job
         else {
             return Ok(());
         };
+        let mut frame = shelf.take();
+        encoder.encode_to(&content, &mut frame)?;
         let compressed = Compressed {
             sequence,
-            frame: encoder.encode(&content)?,
+            frame,
             content: content.len() as u64,
             room,
         };
-        if let Ok(mut shelf) = shelf.lock()
-            && shelf.len() < 4
-        {
-            content.clear();
-            shelf.push(content);
-        }
+        shelf.give(content);
         out.blocking_send(compressed).map_err(|_| stopped())?;
     }
 }
 
-fn assemble(
-    target: &PackerTarget,
-    mut frames: mpsc::Receiver<Compressed>,
-    out: &mpsc::Sender<ToUpload>,
-    failed: &CancellationToken,
-) -> Result<Vec<Placed>> {
-    let mut places = Vec::new();
-    let mut waiting: BTreeMap<u64, Compressed> = BTreeMap::new();
-    let mut number = 0;
-    let mut plaintext = head(target, number)?;
-    let mut content = 0;
-    while let Some(frame) = frames.blocking_recv() {
-        waiting.insert(frame.sequence, frame);
-        while let Some(frame) = waiting.remove(&(places.len() as u64)) {
-            places.push(Placed {
-                pack: number,
-                at: plaintext.len() as u32,
-                length: frame.frame.len() as u32,
-            });
-            plaintext.extend_from_slice(&frame.frame);
-            content += frame.content;
-            drop(frame.room);
-            if plaintext.len() >= PACK_TARGET {
-                let full = std::mem::take(&mut plaintext);
-                send(target, number, full, false, content, out)?;
-                number += 1;
-                plaintext = head(target, number)?;
-                content = 0;
-            }
-        }
-    }
-    if !waiting.is_empty() || failed.is_cancelled() {
-        return Err(stopped());
-    }
-    if content > 0 {
-        send(target, number, plaintext, true, content, out)?;
-    }
-    Ok(places)
+/// Lays frames into packs, in their order.
+struct Assembler {
+    target: PackerTarget,
+    out: mpsc::Sender<ToUpload>,
+    shelves: Arc<Shelves>,
+    number: u32,
+    plaintext: Vec<u8>,
+    /// Content in the plaintext.
+    content: u64,
 }
 
-fn head(target: &PackerTarget, number: u32) -> Result<Vec<u8>> {
-    let mut plaintext = Vec::with_capacity(PACK_TARGET + super::frame::FRAME_CONTENT_MAX + 4096);
-    plaintext.extend(
-        object_head(
-            &target.repository,
-            &target.source,
-            target.run,
-            &layout::pack_name(number),
-        )
-        .to_frame()?,
-    );
-    Ok(plaintext)
+impl Assembler {
+    fn new(target: PackerTarget, out: mpsc::Sender<ToUpload>, shelves: Arc<Shelves>) -> Self {
+        Self {
+            target,
+            out,
+            shelves,
+            number: 0,
+            plaintext: Vec::new(),
+            content: 0,
+        }
+    }
+
+    fn assemble(
+        &mut self,
+        mut frames: mpsc::Receiver<Compressed>,
+        failed: &CancellationToken,
+    ) -> Result<Vec<Placed>> {
+        let mut places = Vec::new();
+        let mut waiting: BTreeMap<u64, Compressed> = BTreeMap::new();
+        while let Some(frame) = frames.blocking_recv() {
+            waiting.insert(frame.sequence, frame);
+            while let Some(frame) = waiting.remove(&(places.len() as u64)) {
+                places.push(self.place(frame)?);
+            }
+        }
+        if !waiting.is_empty() || failed.is_cancelled() {
+            return Err(stopped());
+        }
+        if self.content > 0 {
+            pack::pad_plaintext(&mut self.plaintext);
+            self.send()?;
+        }
+        Ok(places)
+    }
+
+    fn place(&mut self, frame: Compressed) -> Result<Placed> {
+        if self.plaintext.is_empty() {
+            self.plaintext = self.head()?;
+        }
+        let place = Placed {
+            pack: self.number,
+            at: self.plaintext.len() as u32,
+            length: frame.frame.len() as u32,
+        };
+        self.plaintext.extend_from_slice(&frame.frame);
+        self.content += frame.content;
+        self.shelves.frames.give(frame.frame);
+        drop(frame.room);
+        if self.plaintext.len() >= PACK_TARGET {
+            self.send()?;
+        }
+        Ok(place)
+    }
+
+    fn head(&self) -> Result<Vec<u8>> {
+        let target = &self.target;
+        let object = layout::pack_name(self.number);
+        let head = object_head(&target.repository, &target.source, target.run, &object);
+        let mut plaintext = self.shelves.packs.take();
+        plaintext.extend(head.to_frame()?);
+        Ok(plaintext)
+    }
+
+    /// Seals the pack and hands it over; the next frame begins another.
+    fn send(&mut self) -> Result<()> {
+        let plaintext = std::mem::take(&mut self.plaintext);
+        let packs = &self.shelves.packs;
+        let sealed = pack::seal_to(&plaintext, &self.target.recipient, packs.take())?;
+        packs.give(plaintext);
+        let pack = ToUpload {
+            number: self.number,
+            sealed,
+            content: std::mem::take(&mut self.content),
+        };
+        self.number += 1;
+        self.out.blocking_send(pack).map_err(|_| stopped())
+    }
 }
 
 /// The head of an encrypted object of a run.
@@ -331,24 +406,11 @@ pub fn object_head(repository: &Repository, source: &SourceName, run: RunId, obj
     }
 }
 
-fn send(
-    target: &PackerTarget,
-    number: u32,
-    plaintext: Vec<u8>,
-    last: bool,
-    content: u64,
-    out: &mpsc::Sender<ToUpload>,
-) -> Result<()> {
-    let sealed = pack::seal(plaintext, last, &target.recipient)?;
-    out.blocking_send(ToUpload {
-        number,
-        sealed,
-        content,
-    })
-    .map_err(|_| stopped())
-}
-
-async fn upload(target: PackerTarget, mut sealed: mpsc::Receiver<ToUpload>) -> Result<BTreeMap<u32, Stored>> {
+async fn upload(
+    target: PackerTarget,
+    mut sealed: mpsc::Receiver<ToUpload>,
+    shelves: &Arc<Shelves>,
+) -> Result<BTreeMap<u32, Stored>> {
     let mut packs = BTreeMap::new();
     let mut running = JoinSet::new();
     loop {
@@ -367,7 +429,7 @@ async fn upload(target: PackerTarget, mut sealed: mpsc::Receiver<ToUpload>) -> R
         else {
             break;
         };
-        let target = target.clone();
+        let (target, shelves) = (target.clone(), shelves.clone());
         let put = async move {
             target.world.crash.reach("before a pack is put")?;
             let key = layout::pack(&target.source, target.run, number);
@@ -378,8 +440,13 @@ async fn upload(target: PackerTarget, mut sealed: mpsc::Receiver<ToUpload>) -> R
             };
             target
                 .repository
-                .put_digested(&target.world, &key, sealed.bytes, sealed.digest)
+                .put_digested(&target.world, &key, sealed.bytes.clone(), sealed.digest)
                 .await?;
+            // A store may hold on to it for a while.
+            if let Ok(mut bytes) = sealed.bytes.try_into_mut() {
+                bytes.clear();
+                shelves.packs.give(bytes.into());
+            }
             target.world.crash.reach("after a pack was put")?;
             Ok((number, stored))
         };
