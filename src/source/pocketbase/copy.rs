@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -17,12 +18,11 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 use tokio_util::sync::CancellationToken;
 
+use super::chunks::{copy_chunks, helpers};
 use super::wal::{self, IndexHeader, Position, Stop};
 use crate::clock::World;
 use crate::error::{Context as _, Error, Kind, Result};
 
-/// What is copied between two slides, bytes.
-const CHUNK: usize = 2 << 20;
 /// What is copied of a file that nobody has open before an interrupt is heard, bytes.
 const COPIED_AT_ONCE: u64 = 64 << 20;
 /// How often a copy is begun anew because the ground changed.
@@ -219,14 +219,14 @@ struct Slider {
     holding: Connection,
     waiting: Connection,
     shm: File,
-    database: File,
+    database: Arc<File>,
     path: PathBuf,
     identity: [(u64, u64); 2],
 }
 
 impl Slider {
     fn attach(path: &Path) -> Result<Self, Stop> {
-        let database = File::open(path)?;
+        let database = Arc::new(File::open(path)?);
         let shm = File::open(beside(path, "-shm")).map_err(Stop::of_shared)?;
         let identity = identities(path)?;
         let holding = connect(path)?;
@@ -372,21 +372,15 @@ fn copy_live(cancel: &CancellationToken, path: &Path, to: &Path) -> Result<(), S
         }
     };
     let target = create(to)?;
-    let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
-    loop {
+    // The same descriptor: closing another one would drop the locks.
+    let database = slider.database.clone();
+    let copied = copy_chunks(helpers(), &database, &target, || {
         go_on(cancel)?;
-        let read = slider.database.read_at(&mut buffer, at)?;
-        if read == 0 {
-            break;
-        }
-        target.write_all_at(&buffer[..read], at)?;
-        at += read as u64;
-        slider.slide(|header| overlay.read(path, header))?;
-    }
+        slider.slide(|header| overlay.read(path, header))
+    })?;
     slider.slide(|header| overlay.read(path, header))?;
     drop(slider);
-    finish(&target, at, &overlay)?;
+    finish(&target, copied, &overlay)?;
     drop(overlay);
     std::fs::remove_file(beside(to, "-images"))?;
     Ok(())

@@ -1,6 +1,7 @@
 //! PocketBase: a snapshot of pb_data from outside, or of a remote one by its backup API. (Its log comes later.)
 
 mod ahead;
+mod chunks;
 mod copy;
 pub(crate) mod facts;
 mod local;
