@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use self::early_sync::EarlySync;
 use crate::error::{Context as _, Error, Result};
+use crate::source::room::Room;
 use crate::source::{Context, PointContent, RestoredUnit};
 use crate::types::{RunId, SourceName};
 
@@ -116,6 +117,7 @@ impl DirectoryTarget {
         let shown = self.path.join(&relative);
         let out = Arc::new(self.create(&relative)?);
         let mut early = EarlySync::new(out.clone());
+        let mut room = Room::new(out.clone(), unit.size);
         let unwritten = |e| refused(format!("{} can not be written", shown.display()), e);
         let unsynced = |e| refused(format!("{} can not be synced", shown.display()), e);
         let cancel = self.context.cancel.clone();
@@ -128,6 +130,7 @@ impl DirectoryTarget {
             };
             let Some(bytes) = bytes else { break };
             let length = bytes.len() as u64;
+            room.beyond(written + length).await.map_err(unwritten)?;
             let to = out.clone();
             let write = move || (&*to).write_all(&bytes);
             let result = if length <= WRITTEN_AT_ONCE_BYTES {
@@ -140,6 +143,7 @@ impl DirectoryTarget {
             early.wrote(length).await.map_err(unsynced)?;
             self.context.progress.advance(length);
         }
+        room.finish().await.map_err(unwritten)?;
         early.finish().await.map_err(unsynced)?;
         if written != unit.size {
             return Err(Error::damaged(format!(
@@ -365,7 +369,7 @@ fn plain_parts(path: &Path) -> Option<Vec<OsString>> {
 }
 
 fn create_new(directory: impl rustix::fd::AsFd, name: &OsStr) -> std::io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(
         directory,
         name,
@@ -557,5 +561,24 @@ mod tests {
             Kind::Interrupted
         );
         assert!(base.path().join(MARKER).exists());
+    }
+
+    #[tokio::test]
+    async fn a_large_file_is_what_it_was_and_a_false_size_is_told() {
+        let base = tempfile::tempdir().unwrap();
+        let mut target = DirectoryTarget::open(&context(), base.path()).unwrap();
+        let pieces: Vec<Bytes> = (1..=10u8).map(|n| vec![n; 3 << 20].into()).collect();
+        let size = 30 << 20;
+        let mut content = One(pieces.clone());
+        let written = target.write_unit(&unit("large", size), &mut content).await;
+        assert_eq!(written.unwrap(), size);
+        assert!(std::fs::read(base.path().join("large")).unwrap() == pieces.concat());
+        for (name, false_size) in [("longer", size + 1), ("shorter", size - 1), ("endless", u64::MAX)] {
+            let mut content = One(pieces.clone());
+            let error = target.write_unit(&unit(name, false_size), &mut content).await;
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), Kind::Damaged, "{error}");
+            assert!(error.to_string().contains(&format!("{size} bytes, recorded")));
+        }
     }
 }

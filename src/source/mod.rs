@@ -4,6 +4,7 @@
 pub(crate) mod directory_target;
 pub mod pocketbase;
 pub mod postgres;
+mod room;
 pub mod scratch;
 pub mod stamps;
 

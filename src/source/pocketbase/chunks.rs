@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::wal::Stop;
+use crate::source::room::is_worth_it;
 
 /// What is copied at once, bytes; as many of them in a round as there are helpers, and one.
 const CHUNK: usize = 2 << 20;
@@ -29,8 +30,8 @@ struct Helper {
 /// Copies a file that may grow or be cut meanwhile, until it ends, and calls `between` after each round of chunks. Gives how
 /// long the copy is: there is no hole in it.
 ///
-/// A file system lets one thread at a time write a file, and new memory for what is written costs more than the rest. So
-/// the helpers read the next chunks, and have memory for them brought in by reading the copy where it is a hole yet.
+/// The helpers read the next chunks, and have memory for them brought in by reading the copy where it is a hole yet (see
+/// [`crate::source::room`]).
 pub(super) fn copy_chunks(
     helpers: usize,
     from: &File,
@@ -97,8 +98,13 @@ fn copy_what_is_read(
 }
 
 fn help(from: &impl Read, to: &File, asked: &Receiver<(u64, Vec<u8>)>, answer: &SyncSender<Chunk>) {
+    let makes_room = is_worth_it(to);
     while let Ok((at, mut buffer)) = asked.recv() {
-        let read = read_chunk(to, at, &mut buffer).and_then(|_| from(at, &mut buffer));
+        let mut read = Ok(0);
+        if makes_room {
+            read = read_chunk(to, at, &mut buffer);
+        }
+        let read = read.and_then(|_| from(at, &mut buffer));
         if answer.send((buffer, read)).is_err() {
             break;
         }
