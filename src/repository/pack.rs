@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, HEAD_MAGIC, PADDING_MAGIC};
-use super::payload::{self, Unopened};
+use super::payload::{self, Sealer, Unopened};
 use crate::error::{Error, Kind, Result};
 use crate::types::{Digest, RepositoryId, RunId, SourceName};
 
@@ -52,15 +52,13 @@ pub struct Sealed {
 ///
 /// # Errors
 /// age failed.
-pub fn seal(mut plaintext: Vec<u8>, pad: bool, recipient: &age::x25519::Recipient) -> Result<Sealed> {
+pub fn seal(plaintext: &[u8], pad: bool, recipient: &age::x25519::Recipient) -> Result<Sealed> {
+    let mut sealing = Sealing::new(recipient, Vec::with_capacity(sealed_length(plaintext.len())))?;
+    sealing.push(plaintext)?;
     if pad {
-        pad_plaintext(&mut plaintext);
+        sealing.pad()?;
     }
-    seal_to(
-        &plaintext,
-        recipient,
-        Vec::with_capacity(sealed_length(plaintext.len())),
-    )
+    sealing.finish()
 }
 
 /// At most how long the age file of a plaintext is: 16 bytes for each chunk of 64 KiB, and the header.
@@ -68,26 +66,63 @@ pub const fn sealed_length(plaintext: usize) -> usize {
     plaintext + plaintext / 4096 + 1024
 }
 
-/// [`seal`] of a plaintext as it is, into an empty buffer.
-///
-/// # Errors
-/// As [`seal`].
-pub fn seal_to(plaintext: &[u8], recipient: &age::x25519::Recipient, mut bytes: Vec<u8>) -> Result<Sealed> {
-    payload::seal(plaintext, recipient, &mut bytes)
-        .map_err(|e| Error::failed(format!("a pack can not be encrypted: {e}")))?;
-    let digest = Digest::of(&bytes);
-    Ok(Sealed {
-        bytes: bytes.into(),
-        digest,
-    })
+/// An object that is sealed while it is filled.
+pub struct Sealing {
+    sealer: Sealer,
+    length: usize,
 }
 
-/// Pads a plaintext with a skippable frame, so that its length tells only its magnitude.
-pub fn pad_plaintext(plaintext: &mut Vec<u8>) {
-    let length = plaintext.len() as u64;
-    let padded = frame::padme(length + 8);
-    let zeros = vec![0; (padded - length - 8) as usize];
-    plaintext.extend(frame::skippable(PADDING_MAGIC, &zeros));
+impl Sealing {
+    /// An empty one, laid into an empty buffer.
+    ///
+    /// # Errors
+    /// age failed.
+    pub fn new(recipient: &age::x25519::Recipient, buffer: Vec<u8>) -> Result<Self> {
+        let sealer = Sealer::new(recipient, buffer).map_err(unsealed)?;
+        Ok(Self { sealer, length: 0 })
+    }
+
+    /// Bytes of plaintext in it.
+    pub const fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Appends plaintext.
+    ///
+    /// # Errors
+    /// The cipher failed.
+    pub fn push(&mut self, plaintext: &[u8]) -> Result<()> {
+        self.length += plaintext.len();
+        self.sealer.push(plaintext).map_err(unsealed)
+    }
+
+    /// Pads the plaintext with a skippable frame, so that its length tells only its magnitude.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn pad(&mut self) -> Result<()> {
+        let length = self.length as u64;
+        let padded = frame::padme(length + 8);
+        let zeros = vec![0; (padded - length - 8) as usize];
+        self.push(&frame::skippable(PADDING_MAGIC, &zeros))
+    }
+
+    /// The sealed object.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn finish(self) -> Result<Sealed> {
+        let bytes = self.sealer.finish().map_err(unsealed)?;
+        let digest = Digest::of(&bytes);
+        Ok(Sealed {
+            bytes: bytes.into(),
+            digest,
+        })
+    }
+}
+
+fn unsealed(why: String) -> Error {
+    Error::failed(format!("a pack can not be encrypted: {why}"))
 }
 
 /// Decrypts an object and compares its head with what was asked for. The plaintext keeps its head, so that the
@@ -171,7 +206,7 @@ mod tests {
     fn sealed(identity: &age::x25519::Identity) -> Sealed {
         let mut plaintext = head("0.age").to_frame().unwrap();
         plaintext.extend(FrameEncoder::new().unwrap().encode(&vec![7u8; 3000]).unwrap());
-        seal(plaintext, true, &identity.to_public()).unwrap()
+        seal(&plaintext, true, &identity.to_public()).unwrap()
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
 use super::frame::{FRAME_CONTENT_MAX, FrameEncoder};
-use super::pack::{self, Head, PACK_TARGET, Sealed};
+use super::pack::{self, Head, PACK_TARGET, Sealed, Sealing};
 use super::{Repository, layout};
 use crate::clock::World;
 use crate::error::{Error, Kind, Result};
@@ -29,7 +29,7 @@ const FRAMES_WAITING: usize = 4;
 
 /// Room for a frame, or for its content: zstd asks for this much (`ZSTD_COMPRESSBOUND`).
 const FRAME_BUFFER: usize = FRAME_CONTENT_MAX + (FRAME_CONTENT_MAX >> 8);
-/// Room for a pack or its plaintext.
+/// Room for a pack.
 const PACK_BUFFER: usize = pack::sealed_length(PACK_TARGET + FRAME_BUFFER + 4096);
 
 /// Where a frame ended up.
@@ -160,8 +160,8 @@ impl Packer {
         let (sealed_tx, sealed) = mpsc::channel::<ToUpload>(1);
         let failed = CancellationToken::new();
         let shelves = Arc::new(Shelves {
-            frames: Shelf::new(FRAME_BUFFER, threads + 2),
-            packs: Shelf::new(PACK_BUFFER, 2),
+            frames: Shelf::new(FRAME_BUFFER, 4),
+            packs: Shelf::new(PACK_BUFFER, 1),
         });
         let jobs_rx = Arc::new(Mutex::new(jobs_rx));
         let workers = (0..threads)
@@ -311,8 +311,9 @@ struct Assembler {
     out: mpsc::Sender<ToUpload>,
     shelves: Arc<Shelves>,
     number: u32,
-    plaintext: Vec<u8>,
-    /// Content in the plaintext.
+    /// The pack that is being filled.
+    pack: Option<Sealing>,
+    /// Content in it.
     content: u64,
 }
 
@@ -323,7 +324,7 @@ impl Assembler {
             out,
             shelves,
             number: 0,
-            plaintext: Vec::new(),
+            pack: None,
             content: 0,
         }
     }
@@ -344,50 +345,49 @@ impl Assembler {
         if !waiting.is_empty() || failed.is_cancelled() {
             return Err(stopped());
         }
-        if self.content > 0 {
-            pack::pad_plaintext(&mut self.plaintext);
-            self.send()?;
+        if let Some(mut pack) = self.pack.take() {
+            pack.pad()?;
+            self.send(pack)?;
         }
         Ok(places)
     }
 
     fn place(&mut self, frame: Compressed) -> Result<Placed> {
-        if self.plaintext.is_empty() {
-            self.plaintext = self.head()?;
-        }
+        let mut pack = match self.pack.take() {
+            Some(pack) => pack,
+            None => self.begin()?,
+        };
         let place = Placed {
             pack: self.number,
-            at: self.plaintext.len() as u32,
+            at: pack.length() as u32,
             length: frame.frame.len() as u32,
         };
-        self.plaintext.extend_from_slice(&frame.frame);
+        pack.push(&frame.frame)?;
         self.content += frame.content;
         self.shelves.frames.give(frame.frame);
         drop(frame.room);
-        if self.plaintext.len() >= PACK_TARGET {
-            self.send()?;
+        if pack.length() >= PACK_TARGET {
+            self.send(pack)?;
+        } else {
+            self.pack = Some(pack);
         }
         Ok(place)
     }
 
-    fn head(&self) -> Result<Vec<u8>> {
+    fn begin(&self) -> Result<Sealing> {
         let target = &self.target;
         let object = layout::pack_name(self.number);
         let head = object_head(&target.repository, &target.source, target.run, &object);
-        let mut plaintext = self.shelves.packs.take();
-        plaintext.extend(head.to_frame()?);
-        Ok(plaintext)
+        let mut pack = Sealing::new(&target.recipient, self.shelves.packs.take())?;
+        pack.push(&head.to_frame()?)?;
+        Ok(pack)
     }
 
-    /// Seals the pack and hands it over; the next frame begins another.
-    fn send(&mut self) -> Result<()> {
-        let plaintext = std::mem::take(&mut self.plaintext);
-        let packs = &self.shelves.packs;
-        let sealed = pack::seal_to(&plaintext, &self.target.recipient, packs.take())?;
-        packs.give(plaintext);
+    /// Hands a pack over; the next frame begins another.
+    fn send(&mut self, pack: Sealing) -> Result<()> {
         let pack = ToUpload {
             number: self.number,
-            sealed,
+            sealed: pack.finish()?,
             content: std::mem::take(&mut self.content),
         };
         self.number += 1;

@@ -56,37 +56,78 @@ impl age::Identity for Remembering<'_> {
     }
 }
 
-/// Appends the age file of a plaintext, to one recipient.
-///
-/// # Errors
-/// The crate can not write its header, or the cipher takes no more.
-pub fn seal(plaintext: &[u8], recipient: &dyn age::Recipient, file: &mut Vec<u8>) -> Result<(), String> {
-    let key = RefCell::new(None);
-    let noting = Noting { recipient, key: &key };
-    let encryptor = age::Encryptor::with_recipients(std::iter::once(&noting as &dyn age::Recipient))
-        .map_err(|e| e.to_string())?;
-    let begin = file.len();
-    // Header and nonce. The writer is given no plaintext and is not finished: that is done below.
-    drop(encryptor.wrap_output(&mut *file).map_err(|e| e.to_string())?);
-    let head = &file[begin..];
-    let nonce = header_length(head)
-        .and_then(|header| head.get(header..))
-        .filter(|nonce| nonce.len() == NONCE)
-        .ok_or("its header is not as it was")?;
-    let file_key = key.take().ok_or("its key is not known")?;
-    let key = payload_key(&file_key[..], nonce)?;
-    let last = plaintext.len().saturating_sub(1) / CHUNK;
-    for counter in 0..=last {
-        let chunk = &plaintext[counter * CHUNK..plaintext.len().min((counter + 1) * CHUNK)];
-        let at = file.len();
-        file.extend_from_slice(chunk);
-        let nonce = nonce_of(counter as u64, counter == last);
-        let tag = key
-            .seal_in_place_separate_tag(nonce, Aad::empty(), &mut file[at..])
-            .map_err(|_| format!("chunk {counter} is too long"))?;
-        file.extend_from_slice(tag.as_ref());
+/// Writes an age file to one recipient, chunk by chunk, where the plaintext is laid.
+pub struct Sealer {
+    key: LessSafeKey,
+    file: Vec<u8>,
+    /// Where the chunk begins that is not sealed yet.
+    chunk: usize,
+    counter: u64,
+}
+
+impl Sealer {
+    /// Begins a file in an empty buffer.
+    ///
+    /// # Errors
+    /// The crate can not write its header.
+    pub fn new(recipient: &dyn age::Recipient, mut file: Vec<u8>) -> Result<Self, String> {
+        let key = RefCell::new(None);
+        let noting = Noting { recipient, key: &key };
+        let encryptor = age::Encryptor::with_recipients(std::iter::once(&noting as &dyn age::Recipient))
+            .map_err(|e| e.to_string())?;
+        // Header and nonce. The writer is given no plaintext and is not finished: that is done here.
+        drop(encryptor.wrap_output(&mut file).map_err(|e| e.to_string())?);
+        let nonce = header_length(&file)
+            .and_then(|header| file.get(header..))
+            .filter(|nonce| nonce.len() == NONCE)
+            .ok_or("its header is not as it was")?;
+        let file_key = key.take().ok_or("its key is not known")?;
+        Ok(Self {
+            key: payload_key(&file_key[..], nonce)?,
+            chunk: file.len(),
+            counter: 0,
+            file,
+        })
     }
-    Ok(())
+
+    /// Appends plaintext.
+    ///
+    /// # Errors
+    /// The cipher takes no more.
+    pub fn push(&mut self, mut plaintext: &[u8]) -> Result<(), String> {
+        while !plaintext.is_empty() {
+            // The last chunk is marked, so one that is full waits until there is more.
+            if self.file.len() - self.chunk == CHUNK {
+                self.seal_chunk(false)?;
+            }
+            let room = CHUNK - (self.file.len() - self.chunk);
+            let (now, later) = plaintext.split_at(room.min(plaintext.len()));
+            self.file.extend_from_slice(now);
+            plaintext = later;
+        }
+        Ok(())
+    }
+
+    /// The file.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn finish(mut self) -> Result<Vec<u8>, String> {
+        self.seal_chunk(true)?;
+        Ok(self.file)
+    }
+
+    fn seal_chunk(&mut self, last: bool) -> Result<(), String> {
+        let nonce = nonce_of(self.counter, last);
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::empty(), &mut self.file[self.chunk..])
+            .map_err(|_| format!("chunk {} is too long", self.counter))?;
+        self.file.extend_from_slice(tag.as_ref());
+        self.chunk = self.file.len();
+        self.counter += 1;
+        Ok(())
+    }
 }
 
 /// The plaintext of an age file, laid where it was: buffers of a pack's size are not made in vain.
@@ -233,16 +274,20 @@ mod tests {
         let identity = age::x25519::Identity::generate();
         for length in [0, 1, 15, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 7] {
             let content: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
-            let mut ours = b"before".to_vec();
-            seal(&content, &identity.to_public(), &mut ours).unwrap();
-            let ours = ours.strip_prefix(b"before").unwrap();
-            assert_eq!(by_the_crate(ours, &identity).unwrap(), content, "{length}");
-            let chunks = length.div_ceil(CHUNK).max(1);
-            let payload = ours.len() - header_length(ours).unwrap() - NONCE;
-            assert_eq!(payload, length + chunks * TAG);
-            let mut again = Vec::new();
-            seal(&content, &identity.to_public(), &mut again).unwrap();
-            assert_ne!(ours, again, "a key or a nonce is used twice");
+            let mut files = Vec::new();
+            for piece in [1 << 20, CHUNK, CHUNK - 7, 5000] {
+                let mut sealer = Sealer::new(&identity.to_public(), Vec::new()).unwrap();
+                content
+                    .chunks(piece)
+                    .for_each(|piece| sealer.push(piece).unwrap());
+                let file = sealer.finish().unwrap();
+                assert_eq!(by_the_crate(&file, &identity).unwrap(), content, "{length}");
+                let chunks = length.div_ceil(CHUNK).max(1);
+                let payload = file.len() - header_length(&file).unwrap() - NONCE;
+                assert_eq!(payload, length + chunks * TAG);
+                assert!(!files.contains(&file), "a key or a nonce is used twice");
+                files.push(file);
+            }
         }
     }
 
