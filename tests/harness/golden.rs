@@ -25,6 +25,12 @@ pub struct Expected {
     pub pocketbase_password: String,
     /// Every commit, oldest first.
     pub points: Vec<Point>,
+    /// What drills left, a line of `evidence list --json` each (none before drills were there).
+    #[serde(default)]
+    pub evidence: Vec<serde_json::Value>,
+    /// The level to which drills proved a point, by its run.
+    #[serde(default)]
+    pub proven: BTreeMap<String, u64>,
 }
 
 /// One commit.
@@ -105,6 +111,13 @@ impl Copied {
     /// The identity that every generation was first wrapped to.
     pub fn identity(&self) -> PathBuf {
         self.path.join("identity")
+    }
+    /// The key that signed the evidence, and its public half.
+    pub fn signing_key(&self) -> PathBuf {
+        self.path.join("signing.key")
+    }
+    pub fn public_key(&self) -> PathBuf {
+        self.path.join("signing.pub")
     }
     /// The identity that the generations were wrapped to later on.
     pub fn second_identity(&self) -> PathBuf {

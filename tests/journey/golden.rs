@@ -1,5 +1,8 @@
 //! The golden repositories: how one is made, and that real servers take what comes out of them.
 
+#[path = "golden/evidence.rs"]
+mod evidence;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +44,8 @@ struct Maker {
     server: PostgresServer,
     app: PocketBase,
     points: Vec<Point>,
+    evidence: Vec<Value>,
+    proven: BTreeMap<String, u64>,
 }
 
 impl Maker {
@@ -54,6 +59,8 @@ impl Maker {
             server,
             app,
             points: Vec::new(),
+            evidence: Vec::new(),
+            proven: BTreeMap::new(),
         };
         for name in ["identity", "second-identity"] {
             harness::run_ok(
@@ -62,6 +69,7 @@ impl Maker {
                     .arg(maker.path(name)),
             );
         }
+        maker.make_signing_key();
         maker
     }
     fn path(&self, name: &str) -> PathBuf {
@@ -94,13 +102,14 @@ url = "{url}"
 superuser = {{ identity = {{ env = "T_SUPERUSER" }}, password = {{ env = "T_PASSWORD" }} }}
 [retention.two]
 daily = 1
-"#,
+{drills}"#,
             repository = self.path("repository").display(),
             identity = self.path("identity").display(),
             state = self.path("state").display(),
             clients = self.server.client_dir().display(),
             app = self.app.data_directory().display(),
             url = self.app.url(),
+            drills = evidence::drills(&self.path("signing.key")),
         );
         harness::write_file(self.directory.path(), "policy.toml", policy);
     }
@@ -255,6 +264,9 @@ daily = 1
             let said = "# A throwaway key, made for this fixture alone: it opens nothing else.\n";
             harness::write_file(to, name, format!("{said}{key}"));
         }
+        for name in ["signing.key", "signing.pub"] {
+            harness::write_file(to, name, std::fs::read(self.path(name)).unwrap());
+        }
         for (name, bytes) in harness::tree(&self.path("repository")) {
             harness::write_file(&to.join("repository"), &name, bytes);
         }
@@ -263,6 +275,8 @@ daily = 1
             environment: "golden".to_owned(),
             pocketbase_password: self.app.password().to_owned(),
             points: self.points,
+            evidence: self.evidence,
+            proven: self.proven,
         };
         let text = serde_json::to_string_pretty(&expected).unwrap() + "\n";
         harness::write_file(to, "expected.json", text);
@@ -346,6 +360,7 @@ async fn make_the_golden_repository() {
     maker.take_cut().await;
     maker.write_policy(&["identity", "second-identity"]);
     maker.json(&["key", "rewrap", "--yes"]);
+    maker.drill();
 
     let next = (1..).map(|n| golden::home().join(format!("golden-{n}")));
     let to = next.into_iter().find(|path| !path.exists()).unwrap();
