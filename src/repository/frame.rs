@@ -31,8 +31,8 @@ pub struct FrameEncoder {
     compressors: [Compressor<'static>; 2],
     decompressor: Decompressor<'static>,
     decoded: Vec<u8>,
-    /// For what is tried.
-    spare: Vec<u8>,
+    /// For samples.
+    sample: Vec<u8>,
     /// Number of the level that large frames take.
     level: usize,
     /// Large frames until both levels are tried again.
@@ -51,7 +51,7 @@ impl FrameEncoder {
             compressors: [compressor(LEVELS[0])?, compressor(LEVELS[1])?],
             decompressor: Decompressor::new().map_err(no_memory)?,
             decoded: Vec::new(),
-            spare: Vec::new(),
+            sample: Vec::new(),
             level: 0,
             until_trial: 0,
             stayed: 0,
@@ -123,7 +123,8 @@ impl FrameEncoder {
             }
             return Ok(());
         }
-        let mut slow = std::mem::take(&mut self.spare);
+        // Not kept: a buffer more for each thread would be too much.
+        let mut slow = Vec::new();
         self.at_level(0, content, &mut slow)?;
         self.at_level(1, content, packed)?;
         self.level = usize::from(packed.len() <= slow.len() + slow.len() / 100);
@@ -131,7 +132,6 @@ impl FrameEncoder {
         if self.level == 0 {
             std::mem::swap(packed, &mut slow);
         }
-        self.spare = slow;
         self.stayed = stayed(packed);
         Ok(())
     }
@@ -142,7 +142,7 @@ impl FrameEncoder {
         if content.len() < 8 * SAMPLE {
             return Ok(false);
         }
-        let mut packed = std::mem::take(&mut self.spare);
+        let mut packed = std::mem::take(&mut self.sample);
         let mut shrinks = false;
         for at in [0, content.len() / 2, content.len() - SAMPLE] {
             self.at_level(1, &content[at..at + SAMPLE], &mut packed)?;
@@ -151,7 +151,7 @@ impl FrameEncoder {
                 break;
             }
         }
-        self.spare = packed;
+        self.sample = packed;
         Ok(!shrinks)
     }
 }

@@ -272,12 +272,12 @@ fn joined<T>(result: std::result::Result<Result<T>, tokio::task::JoinError>) -> 
     })
 }
 
+/// Stops everything if the work fails, or panics.
 fn guard<T>(failed: &CancellationToken, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let result = work();
-    if result.is_err() {
-        failed.cancel();
-    }
-    result
+    let stop = failed.clone().drop_guard();
+    let result = work()?;
+    stop.disarm();
+    Ok(result)
 }
 
 fn compress(jobs: &Mutex<mpsc::Receiver<Job>>, out: &mpsc::Sender<Compressed>, shelf: &Shelf) -> Result<()> {

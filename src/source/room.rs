@@ -26,7 +26,7 @@ pub(crate) fn is_worth_it(file: &File) -> bool {
 /// Brings in memory ahead of one who writes a file from its beginning to its end.
 pub(crate) struct Room {
     file: Arc<File>,
-    /// As long as the file will be; 0 where nothing is brought in.
+    /// Up to here memory is brought in; 0 where none is.
     size: u64,
     made: u64,
     running: Option<JoinHandle<std::io::Result<Vec<u8>>>>,
@@ -35,8 +35,10 @@ pub(crate) struct Room {
 impl Room {
     /// For an empty file that may be read, and how much will be written to it, as far as is known.
     pub(crate) fn new(file: Arc<File>, size: u64) -> Self {
-        // A size that the file system does not take is told by who writes, if it is true.
-        let makes = size > AHEAD && is_worth_it(&file) && file.set_len(size).is_ok();
+        // Never as long as it will be: one that was interrupted must be seen to be short. SQLite takes a database whose end
+        // is zeros, and refuses one that lacks a page. A size that the file system does not take is told by who writes.
+        let size = if size > AHEAD { size - PIECE as u64 } else { 0 };
+        let makes = size > 0 && is_worth_it(&file) && file.set_len(size).is_ok();
         Self {
             file,
             size: if makes { size } else { 0 },
@@ -58,10 +60,11 @@ impl Room {
             return Ok(());
         }
         let mut buffer = self.finish().await?.unwrap_or_else(|| vec![0; PIECE]);
-        self.made = from + PIECE as u64;
+        self.made = self.size.min(from + PIECE as u64);
+        let length = (self.made - from) as usize;
         let file = self.file.clone();
         self.running = Some(tokio::task::spawn_blocking(move || {
-            file.read_at(&mut buffer, from)?;
+            file.read_at(&mut buffer[..length], from)?;
             Ok(buffer)
         }));
         Ok(())
@@ -117,6 +120,18 @@ mod tests {
             let (room, content) = written(file.clone(), SIZE).await;
             assert!(content_of(&file) == content, "{directory:?}");
             assert_eq!(room.made > 0, is_worth_it(&file), "{directory:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_not_finished_is_short() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut room = Room::new(file.clone(), SIZE);
+        for at in (0..SIZE - PIECE as u64).step_by(PIECE) {
+            file.write_all_at(&[1; PIECE], at).unwrap();
+            room.beyond(at + PIECE as u64).await.unwrap();
+            room.finish().await.unwrap();
+            assert!(file.metadata().unwrap().len() <= SIZE - PIECE as u64);
         }
     }
 

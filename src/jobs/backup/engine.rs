@@ -31,6 +31,8 @@ use crate::types::{RunId, SourceName, hex, unhex};
 
 /// How often a run is taken anew because what it built on went away.
 const ATTEMPTS: u32 = 4;
+/// The most threads that compress: each holds some 12 MiB, and a run may take 256 MiB (DESIGN, section 10).
+const THREADS_MAX: usize = 6;
 /// One read from the source.
 const READ: usize = 1 << 20;
 
@@ -127,7 +129,7 @@ impl Engine {
             stall_timeout: policy.stall_timeout,
             threads: std::thread::available_parallelism()
                 .map_or(2, std::num::NonZero::get)
-                .min(8),
+                .min(THREADS_MAX),
             cut_after: CUT_AFTER,
             repository,
             _lock: lock,

@@ -8,7 +8,7 @@ use super::wal::Stop;
 use crate::source::room::is_worth_it;
 
 /// What is copied at once, bytes; as many of them in a round as there are helpers, and one.
-const CHUNK: usize = 2 << 20;
+const CHUNK: usize = 1 << 20;
 /// The most threads that read ahead.
 const HELPERS_MAX: usize = 3;
 
@@ -38,10 +38,14 @@ pub(super) fn copy_chunks(
     to: &File,
     between: impl FnMut() -> Result<(), Stop>,
 ) -> Result<u64, Stop> {
-    to.set_len(from.metadata()?.len())?;
+    let length = from.metadata()?.len();
+    // Where it can not be made as long, the helpers find no hole to read.
+    let _longer = is_worth_it(to) && to.set_len(length).is_ok();
     let read = |at, buffer: &mut [u8]| read_chunk(from, at, buffer);
     let copied = copy_what_is_read(helpers, &read, to, between)?;
-    to.set_len(copied)?;
+    if to.metadata()?.len() != copied {
+        to.set_len(copied)?;
+    }
     Ok(copied)
 }
 
