@@ -443,14 +443,17 @@ async fn writes_do_not_wait_for_a_snapshot() {
     );
 }
 
-/// A writer that does everything that makes a copy go wrong, and keeps an invariant: the numbers are 1 to the count.
+/// A writer that does everything that makes a copy go wrong, and keeps an invariant: the numbers are 1 to the count. Its
+/// database is large enough to be copied in many chunks.
 fn torture(path: &Path, page_size: u32, stop: &AtomicBool, ready: &AtomicBool) {
     let connection = Connection::open(path).unwrap();
     connection.busy_timeout(Duration::from_secs(10)).unwrap();
     connection
         .execute_batch(&format!(
             "PRAGMA page_size = {page_size}; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF;
-             CREATE TABLE notes (n INTEGER PRIMARY KEY, pad BLOB); CREATE TABLE count (c INTEGER); INSERT INTO count VALUES (0);"
+             CREATE TABLE notes (n INTEGER PRIMARY KEY, pad BLOB); CREATE TABLE count (c INTEGER); INSERT INTO count VALUES (0);
+             CREATE TABLE ballast (x BLOB);
+             WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < 12) INSERT INTO ballast SELECT randomblob(1048576) FROM r;"
         ))
         .unwrap();
     let other = Connection::open(path).unwrap();
