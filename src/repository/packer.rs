@@ -458,3 +458,20 @@ async fn upload(
     }
     Ok(packs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_fails_or_panics_stops_everything_and_no_other() {
+        let of = |work: fn() -> Result<()>| {
+            let failed = CancellationToken::new();
+            let ended = std::panic::catch_unwind(|| guard(&failed, work).is_ok());
+            (ended.ok(), failed.is_cancelled())
+        };
+        assert_eq!(of(|| Ok(())), (Some(true), false));
+        assert_eq!(of(|| Err(stopped())), (Some(false), true));
+        assert_eq!(of(|| panic!("as an encoder may")), (None, true));
+    }
+}
