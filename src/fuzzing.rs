@@ -127,17 +127,15 @@ pub fn frames(data: &[u8]) {
     if total > 4 * FRAME_CONTENT_MAX as u64 {
         return;
     }
-    let (mut rest, mut found) = (data, 0);
-    while let Ok(length @ 1..) = zstd::zstd_safe::find_frame_compressed_size(rest) {
-        let (now, later) = rest.split_at(length);
-        rest = later;
-        // A skippable frame has no content.
-        if now[0] & 0xF0 != 0x50 {
-            let Ok(content) = frame::decode(now) else { return };
-            found += content.len() as u64;
-        }
+    let mut found = 0;
+    for frame in frame::frames(data)
+        .map_while(Result::ok)
+        .filter(|f| !frame::is_skippable(f))
+    {
+        let Ok(content) = frame::decode(frame) else { return };
+        found += content.len() as u64;
     }
-    assert!(rest.is_empty() && found == total);
+    assert_eq!(found, total);
 }
 
 /// The frame of a content.

@@ -30,6 +30,22 @@ pub struct Check {
 }
 
 impl Check {
+    fn new(
+        name: impl Into<String>,
+        level: Option<Level>,
+        result: Outcome,
+        expected: impl Into<String>,
+        actual: impl Into<String>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            level: level.map(Level::number),
+            result,
+            expected: expected.into(),
+            actual: actual.into(),
+            detail: None,
+        }
+    }
     /// Of an error: what went wrong, and beside it what a server or a program said.
     pub fn of_error(
         name: impl Into<String>,
@@ -38,14 +54,7 @@ impl Check {
         expected: impl Into<String>,
         error: &Error,
     ) -> Self {
-        let check = Self {
-            name: name.into(),
-            level: level.map(Level::number),
-            result,
-            expected: expected.into(),
-            actual: told(error),
-            detail: None,
-        };
+        let check = Self::new(name, level, result, expected, told(error));
         let chain = error.chain();
         if check.actual.contains(&chain) {
             check
@@ -78,14 +87,7 @@ impl Check {
     /// As it should be.
     pub fn passed(name: impl Into<String>, level: Level, is: impl Into<String>) -> Self {
         let is = is.into();
-        Self {
-            name: name.into(),
-            level: Some(level.number()),
-            result: Outcome::Passed,
-            expected: is.clone(),
-            actual: is,
-            detail: None,
-        }
+        Self::new(name, Some(level), Outcome::Passed, is.clone(), is)
     }
     /// Compared with what should be.
     pub fn compared(
@@ -95,18 +97,8 @@ impl Check {
         actual: impl Into<String>,
     ) -> Self {
         let (expected, actual) = (expected.into(), actual.into());
-        Self {
-            name: name.into(),
-            level: Some(level.number()),
-            result: if expected == actual {
-                Outcome::Passed
-            } else {
-                Outcome::Failed
-            },
-            expected,
-            actual,
-            detail: None,
-        }
+        let result = passed_if(expected == actual);
+        Self::new(name, Some(level), result, expected, actual)
     }
     /// Not as it should be.
     pub fn failed(
@@ -115,42 +107,22 @@ impl Check {
         expected: impl Into<String>,
         actual: impl Into<String>,
     ) -> Self {
-        Self {
-            name: name.into(),
-            level: Some(level.number()),
-            result: Outcome::Failed,
-            expected: expected.into(),
-            actual: actual.into(),
-            detail: None,
-        }
+        Self::new(name, Some(level), Outcome::Failed, expected, actual)
     }
     /// Nobody knows.
     pub fn could_not_run(name: impl Into<String>, level: Option<Level>, why: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            level: level.map(Level::number),
-            result: Outcome::CouldNotRun,
-            expected: "it can be looked at".to_owned(),
-            actual: why.into(),
-            detail: None,
-        }
+        Self::new(name, level, Outcome::CouldNotRun, "it can be looked at", why)
     }
     /// Whether something took no longer than it may.
     pub fn objective(name: &str, limit: Duration, actual: Duration) -> Self {
         let text = |of: Duration| humantime::format_duration(Duration::from_secs(of.as_secs())).to_string();
-        Self {
-            name: name.to_owned(),
-            level: None,
-            result: if actual > limit {
-                Outcome::Failed
-            } else {
-                Outcome::Passed
-            },
-            expected: format!("at most {}", text(limit)),
-            actual: text(actual),
-            detail: None,
-        }
+        let expected = format!("at most {}", text(limit));
+        Self::new(name, None, passed_if(actual <= limit), expected, text(actual))
     }
+}
+
+const fn passed_if(well: bool) -> Outcome {
+    if well { Outcome::Passed } else { Outcome::Failed }
 }
 
 /// An error with its hint, as far as everybody may know it: what failed has its causes from servers and programs, which quote

@@ -31,8 +31,6 @@ pub struct FrameEncoder {
     compressors: [Compressor<'static>; 2],
     decompressor: Decompressor<'static>,
     decoded: Vec<u8>,
-    /// For samples.
-    sample: Vec<u8>,
     /// Number of the level that large frames take.
     level: usize,
     /// Large frames until both levels are tried again.
@@ -51,7 +49,6 @@ impl FrameEncoder {
             compressors: [compressor(LEVELS[0])?, compressor(LEVELS[1])?],
             decompressor: Decompressor::new().map_err(no_memory)?,
             decoded: Vec::new(),
-            sample: Vec::new(),
             level: 0,
             until_trial: 0,
             stayed: 0,
@@ -76,7 +73,7 @@ impl FrameEncoder {
         if content.len() > FRAME_CONTENT_MAX {
             return Err(Error::failed("a frame was given more content than it may hold"));
         }
-        let shrank = !self.will_not_shrink(content)? && {
+        let shrank = !self.will_not_shrink(content, frame)? && {
             self.compress(content, frame)?;
             frame.len() < content.len()
         };
@@ -136,23 +133,19 @@ impl FrameEncoder {
         Ok(())
     }
 
-    /// Tries three small samples; only if none shrinks, all is taken as incompressible.
-    fn will_not_shrink(&mut self, content: &[u8]) -> Result<bool> {
+    /// Tries three small samples, into a buffer; only if none shrinks, all is taken as incompressible.
+    fn will_not_shrink(&mut self, content: &[u8], packed: &mut Vec<u8>) -> Result<bool> {
         const SAMPLE: usize = 16 << 10;
         if content.len() < 8 * SAMPLE {
             return Ok(false);
         }
-        let mut packed = std::mem::take(&mut self.sample);
-        let mut shrinks = false;
         for at in [0, content.len() / 2, content.len() - SAMPLE] {
-            self.at_level(1, &content[at..at + SAMPLE], &mut packed)?;
-            shrinks = packed.len() < SAMPLE - SAMPLE / 50;
-            if shrinks {
-                break;
+            self.at_level(1, &content[at..at + SAMPLE], packed)?;
+            if packed.len() < SAMPLE - SAMPLE / 50 {
+                return Ok(false);
             }
         }
-        self.sample = packed;
-        Ok(!shrinks)
+        Ok(true)
     }
 }
 
@@ -250,24 +243,44 @@ fn bad(why: &str) -> Error {
     Error::damaged(format!("a frame is damaged: {why}"))
 }
 
+/// The frames of a plaintext, in order.
+pub fn frames(plaintext: &[u8]) -> impl Iterator<Item = Result<&[u8]>> {
+    let mut rest = plaintext;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let first = zstd::zstd_safe::find_frame_compressed_size(rest)
+            .ok()
+            .and_then(|length| rest.split_at_checked(length.max(1)));
+        let Some((frame, behind)) = first else {
+            rest = &[];
+            return Some(Err(Error::damaged("a pack is no run of frames")));
+        };
+        rest = behind;
+        Some(Ok(frame))
+    })
+}
+
+/// Whether a frame is one that decoders pass over, of any magic number (RFC 8878, section 3.1.2).
+pub fn is_skippable(frame: &[u8]) -> bool {
+    frame
+        .get(..4)
+        .is_some_and(|m| m[0] & 0xF0 == 0x50 && m[1..] == [0x2A, 0x4D, 0x18])
+}
+
 /// The content of all frames of a plaintext, bytes.
 ///
 /// # Errors
 /// It is no run of frames.
 pub fn content_length(plaintext: &[u8]) -> Result<u64> {
-    let bad = || Error::damaged("a pack is no run of frames");
-    let (mut at, mut total) = (0, 0u64);
-    while at < plaintext.len() {
-        let rest = &plaintext[at..];
-        let length = zstd::zstd_safe::find_frame_compressed_size(rest).map_err(|_| bad())?;
-        let skippable = rest
-            .get(..4)
-            .is_some_and(|m| m[0] & 0xF0 == 0x50 && m[1..] == [0x2A, 0x4D, 0x18]);
-        if !skippable {
+    let mut total = 0;
+    for frame in frames(plaintext) {
+        let frame = frame?;
+        if !is_skippable(frame) {
             // Any frame may claim any size; one that no frame of ours has is refused before sizes are added up.
-            total += content_size(rest)?;
+            total += content_size(frame)?;
         }
-        at += length.max(1);
     }
     Ok(total)
 }

@@ -48,16 +48,14 @@ pub struct Sealed {
     pub digest: Digest,
 }
 
-/// Encrypts a plaintext (head frame included) to a recipient. The plaintext is padded with a skippable frame if asked.
+/// Encrypts a plaintext (head frame included) to a recipient, padded.
 ///
 /// # Errors
 /// age failed.
-pub fn seal(plaintext: &[u8], pad: bool, recipient: &age::x25519::Recipient) -> Result<Sealed> {
+pub fn seal(plaintext: &[u8], recipient: &age::x25519::Recipient) -> Result<Sealed> {
     let mut sealing = Sealing::new(recipient, Vec::with_capacity(sealed_length(plaintext.len())))?;
     sealing.push(plaintext)?;
-    if pad {
-        sealing.pad()?;
-    }
+    sealing.pad()?;
     sealing.finish()
 }
 
@@ -206,7 +204,7 @@ mod tests {
     fn sealed(identity: &age::x25519::Identity) -> Sealed {
         let mut plaintext = head("0.age").to_frame().unwrap();
         plaintext.extend(FrameEncoder::new().unwrap().encode(&vec![7u8; 3000]).unwrap());
-        seal(&plaintext, true, &identity.to_public()).unwrap()
+        seal(&plaintext, &identity.to_public()).unwrap()
     }
 
     #[test]

@@ -27,30 +27,33 @@ pub enum Unopened {
     Damaged(String),
 }
 
-/// An identity that remembers the file key it unwrapped.
-struct Remembering<'a> {
-    identity: &'a dyn age::Identity,
-    key: &'a RefCell<Option<Zeroizing<[u8; FILE_KEY_BYTES]>>>,
+/// Where a file key is remembered.
+type Remembered = RefCell<Option<Zeroizing<[u8; FILE_KEY_BYTES]>>>;
+
+/// An identity or a recipient that remembers the file key that went through it.
+struct Remembering<'a, T: ?Sized> {
+    by: &'a T,
+    key: &'a Remembered,
 }
 
-/// A recipient that remembers the file key it was given to wrap.
-struct Noting<'a> {
-    recipient: &'a dyn age::Recipient,
-    key: &'a RefCell<Option<Zeroizing<[u8; FILE_KEY_BYTES]>>>,
-}
-
-impl age::Recipient for Noting<'_> {
-    fn wrap_file_key(&self, file_key: &FileKey) -> Result<(Vec<Stanza>, HashSet<String>), age::EncryptError> {
-        *self.key.borrow_mut() = Some(Zeroizing::new(*file_key.expose_secret()));
-        self.recipient.wrap_file_key(file_key)
+impl<T: ?Sized> Remembering<'_, T> {
+    fn remember(&self, key: &FileKey) {
+        *self.key.borrow_mut() = Some(Zeroizing::new(*key.expose_secret()));
     }
 }
 
-impl age::Identity for Remembering<'_> {
+impl age::Recipient for Remembering<'_, dyn age::Recipient + '_> {
+    fn wrap_file_key(&self, file_key: &FileKey) -> Result<(Vec<Stanza>, HashSet<String>), age::EncryptError> {
+        self.remember(file_key);
+        self.by.wrap_file_key(file_key)
+    }
+}
+
+impl age::Identity for Remembering<'_, dyn age::Identity + '_> {
     fn unwrap_stanza(&self, stanza: &Stanza) -> Option<Result<FileKey, age::DecryptError>> {
-        let unwrapped = self.identity.unwrap_stanza(stanza);
+        let unwrapped = self.by.unwrap_stanza(stanza);
         if let Some(Ok(key)) = &unwrapped {
-            *self.key.borrow_mut() = Some(Zeroizing::new(*key.expose_secret()));
+            self.remember(key);
         }
         unwrapped
     }
@@ -71,9 +74,12 @@ impl Sealer {
     /// # Errors
     /// The crate can not write its header.
     pub fn new(recipient: &dyn age::Recipient, mut file: Vec<u8>) -> Result<Self, String> {
-        let key = RefCell::new(None);
-        let noting = Noting { recipient, key: &key };
-        let encryptor = age::Encryptor::with_recipients(std::iter::once(&noting as &dyn age::Recipient))
+        let key = Remembered::default();
+        let remembering = Remembering {
+            by: recipient,
+            key: &key,
+        };
+        let encryptor = age::Encryptor::with_recipients(std::iter::once(&remembering as &dyn age::Recipient))
             .map_err(|e| e.to_string())?;
         // Header and nonce. The writer is given no plaintext and is not finished: that is done here.
         drop(encryptor.wrap_output(&mut file).map_err(|e| e.to_string())?);
@@ -137,11 +143,11 @@ impl Sealer {
 pub fn open(mut sealed: Vec<u8>, identities: &[&dyn age::Identity]) -> Result<Vec<u8>, Unopened> {
     let damaged = |e: String| Unopened::Damaged(e);
     let decryptor = age::Decryptor::new_buffered(&sealed[..]).map_err(|e| damaged(e.to_string()))?;
-    let key = RefCell::new(None);
+    let key = Remembered::default();
     let remembering: Vec<_> = identities
         .iter()
         .map(|identity| Remembering {
-            identity: *identity,
+            by: *identity,
             key: &key,
         })
         .collect();

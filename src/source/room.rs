@@ -19,8 +19,31 @@ const AHEAD: u64 = 16 << 20;
 const WORTH_IT: [i64; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x794C_7630];
 
 /// Whether reading a hole brings in memory, and costs nothing else: on a network it would ask the server.
-pub(crate) fn is_worth_it(file: &File) -> bool {
+fn is_worth_it(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|s| WORTH_IT.contains(&{ s.f_type }))
+}
+
+/// Makes an empty file a hole of some length, where reading it is worth it. A length that the file system does not take is
+/// told by who writes, if it is true.
+pub(crate) fn make_hole(file: &File, length: u64) -> bool {
+    is_worth_it(file) && file.set_len(length).is_ok()
+}
+
+/// Reads until the buffer is full or the file ends; gives how much that is.
+///
+/// # Errors
+/// The file can not be read.
+pub(crate) fn read_up_to(file: &File, at: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read_at(&mut buffer[length..], at + length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(length)
 }
 
 /// Brings in memory ahead of one who writes a file from its beginning to its end.
@@ -36,12 +59,12 @@ impl Room {
     /// For an empty file that may be read, and how much will be written to it, as far as is known.
     pub(crate) fn new(file: Arc<File>, size: u64) -> Self {
         // Never as long as it will be: one that was interrupted must be seen to be short. SQLite takes a database whose end
-        // is zeros, and refuses one that lacks a page. A size that the file system does not take is told by who writes.
-        let size = if size > AHEAD { size - PIECE as u64 } else { 0 };
-        let makes = size > 0 && is_worth_it(&file) && file.set_len(size).is_ok();
+        // is zeros, and refuses one that lacks a page.
+        let hole = size.saturating_sub(PIECE as u64);
+        let makes = size > AHEAD && make_hole(&file, hole);
         Self {
             file,
-            size: if makes { size } else { 0 },
+            size: if makes { hole } else { 0 },
             made: 0,
             running: None,
         }
@@ -64,7 +87,7 @@ impl Room {
         let length = (self.made - from) as usize;
         let file = self.file.clone();
         self.running = Some(tokio::task::spawn_blocking(move || {
-            file.read_at(&mut buffer[..length], from)?;
+            read_up_to(&file, from, &mut buffer[..length])?;
             Ok(buffer)
         }));
         Ok(())

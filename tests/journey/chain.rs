@@ -144,7 +144,8 @@ async fn a_point_that_failed_a_later_drill_or_is_another_now_is_proven_no_more()
     assert!(plan["drilled"].is_null(), "{plan}");
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// By a library, and not by the code that is tested.
+pub fn sha256(bytes: &[u8]) -> String {
     aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes)
         .as_ref()
         .iter()

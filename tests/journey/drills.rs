@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::chain::sha256;
+use crate::harness::postgres::PostgresServer;
 use crate::harness::{self, Said, poll, project};
 use crate::site::{Site, Store};
 
@@ -51,16 +53,20 @@ pub fn edit(site: &Site, change: impl FnOnce(String) -> String) {
     harness::write_file(site.directory.path(), "policy.toml", change(policy));
 }
 
-/// A command that finds the server programs.
-pub fn command(site: &Site, arguments: &[&str]) -> Command {
-    let mut command = site.backup(&["--json"]);
-    let path = [
-        site.server.bin_dir(),
+/// Where the programs are that drills look for, as PATH.
+pub fn programs() -> String {
+    let directories = [
+        PostgresServer::newest().bin_dir(),
         project().join(".services/bin"),
         PathBuf::from("/usr/bin:/bin"),
     ];
-    let path: Vec<String> = path.iter().map(|p| p.display().to_string()).collect();
-    command.env("PATH", path.join(":")).args(arguments);
+    directories.map(|d| d.display().to_string()).join(":")
+}
+
+/// A command that finds the server programs.
+pub fn command(site: &Site, arguments: &[&str]) -> Command {
+    let mut command = site.backup(&["--json"]);
+    command.env("PATH", programs()).args(arguments);
     command
 }
 
@@ -213,12 +219,10 @@ async fn a_drill_proves_both_kinds_and_leaves_nothing_but_evidence() {
             .join(statement["subject"][0]["name"].as_str().unwrap()),
     )
     .unwrap();
-    let digest: String = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &commit)
-        .as_ref()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    assert_eq!(statement["subject"][0]["digest"]["sha256"], json!(digest));
+    assert_eq!(
+        statement["subject"][0]["digest"]["sha256"],
+        json!(sha256(&commit))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

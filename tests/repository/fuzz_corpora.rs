@@ -175,7 +175,7 @@ async fn sealed_objects(seeds: &mut Seeds, golden: &kept::Golden) {
                 continue;
             };
             seeds.add("pack", &plain);
-            for one in frames_of(&plain) {
+            for one in frame::frames(&plain).map(Result::unwrap) {
                 seeds.add("frames", one);
                 if name == layout::MANIFEST
                     && let Ok(content) = frame::decode(one)
@@ -218,18 +218,6 @@ async fn sealed_objects(seeds: &mut Seeds, golden: &kept::Golden) {
     );
     seeds.add("manifest", large.as_bytes());
     seeds.add("manifest", format!("{large}\0{small}").as_bytes());
-}
-
-/// Where each frame of a plaintext begins and ends.
-fn frames_of(plain: &[u8]) -> Vec<&[u8]> {
-    let mut frames = Vec::new();
-    let mut rest = plain;
-    while !rest.is_empty() {
-        let length = zstd::zstd_safe::find_frame_compressed_size(rest).unwrap();
-        frames.push(&rest[..length]);
-        rest = &rest[length..];
-    }
-    frames
 }
 
 fn texts(seeds: &mut Seeds) {

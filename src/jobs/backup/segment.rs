@@ -342,7 +342,7 @@ impl Engine {
                 }
             }
         }
-        pack::seal(&writer.finish()?, true, &generation.age_recipient()?)
+        pack::seal(&writer.finish()?, &generation.age_recipient()?)
     }
 
     /// The checks, the commit, the checks once more. `None`: the commit exists and stands.

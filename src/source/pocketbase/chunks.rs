@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::wal::Stop;
-use crate::source::room::is_worth_it;
+use crate::source::room::{make_hole, read_up_to};
 
 /// What is copied at once, bytes; as many of them in a round as there are helpers, and one.
 const CHUNK: usize = 1 << 20;
@@ -38,11 +38,9 @@ pub(super) fn copy_chunks(
     to: &File,
     between: impl FnMut() -> Result<(), Stop>,
 ) -> Result<u64, Stop> {
-    let length = from.metadata()?.len();
-    // Where it can not be made as long, the helpers find no hole to read.
-    let _longer = is_worth_it(to) && to.set_len(length).is_ok();
-    let read = |at, buffer: &mut [u8]| read_chunk(from, at, buffer);
-    let copied = copy_what_is_read(helpers, &read, to, between)?;
+    let hole = make_hole(to, from.metadata()?.len());
+    let read = |at, buffer: &mut [u8]| read_up_to(from, at, buffer);
+    let copied = copy_what_is_read(helpers, &read, to, hole, between)?;
     if to.metadata()?.len() != copied {
         to.set_len(copied)?;
     }
@@ -57,6 +55,7 @@ fn copy_what_is_read(
     helpers: usize,
     from: &impl Read,
     to: &File,
+    hole: bool,
     mut between: impl FnMut() -> Result<(), Stop>,
 ) -> Result<u64, Stop> {
     std::thread::scope(|scope| {
@@ -65,7 +64,7 @@ fn copy_what_is_read(
             .map_while(|_| {
                 let (ask, asked) = sync_channel(1);
                 let (answer, answers) = sync_channel(1);
-                let work = move || help(from, to, &asked, &answer);
+                let work = move || help(from, hole.then_some(to), &asked, &answer);
                 let thread = std::thread::Builder::new().spawn_scoped(scope, work);
                 thread.is_ok().then_some(Helper { ask, answers })
             })
@@ -101,14 +100,10 @@ fn copy_what_is_read(
     })
 }
 
-fn help(from: &impl Read, to: &File, asked: &Receiver<(u64, Vec<u8>)>, answer: &SyncSender<Chunk>) {
-    let makes_room = is_worth_it(to);
+fn help(from: &impl Read, hole: Option<&File>, asked: &Receiver<(u64, Vec<u8>)>, answer: &SyncSender<Chunk>) {
     while let Ok((at, mut buffer)) = asked.recv() {
-        let mut read = Ok(0);
-        if makes_room {
-            read = read_chunk(to, at, &mut buffer);
-        }
-        let read = read.and_then(|_| from(at, &mut buffer));
+        let room = hole.map_or(Ok(0), |to| read_up_to(to, at, &mut buffer));
+        let read = room.and_then(|_| from(at, &mut buffer));
         if answer.send((buffer, read)).is_err() {
             break;
         }
@@ -117,20 +112,6 @@ fn help(from: &impl Read, to: &File, asked: &Receiver<(u64, Vec<u8>)>, answer: &
 
 fn gone() -> Stop {
     Stop::Io(std::io::Error::other("a thread that copies ended unexpectedly"))
-}
-
-/// Reads until the buffer is full or the file ends.
-fn read_chunk(file: &File, at: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read_at(&mut buffer[length..], at + length as u64) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(length)
 }
 
 #[cfg(test)]
@@ -207,7 +188,7 @@ mod tests {
                 Ok(length)
             };
             let to = file(b"");
-            let copied = copy_what_is_read(helpers, &read, &to, || Ok(())).unwrap();
+            let copied = copy_what_is_read(helpers, &read, &to, true, || Ok(())).unwrap();
             assert_eq!(copied, content.len() as u64);
             assert!(content_of(&to) == content, "{helpers} helpers");
         }

@@ -1,15 +1,15 @@
 //! The evidence in golden repositories: how it is made, and that every later build reads it and goes on from it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::Maker;
+use crate::drills::programs;
+use crate::harness;
 use crate::harness::golden::{self, Copied, Golden};
-use crate::harness::postgres::PostgresServer;
-use crate::harness::{self, project};
 
 /// One that passes, one that fails, one that can not run.
 pub(super) fn drills(key: &Path) -> String {
@@ -31,17 +31,6 @@ binaries = "/nonexistent"
     )
 }
 
-/// The programs that drills look for.
-fn path() -> String {
-    let directories = [
-        PostgresServer::newest().bin_dir(),
-        project().join(".services/bin"),
-        PathBuf::from("/usr/bin:/bin"),
-    ];
-    let directories: Vec<String> = directories.iter().map(|d| d.display().to_string()).collect();
-    directories.join(":")
-}
-
 impl Maker {
     pub(super) fn make_signing_key(&self) {
         let mut command = harness::lifeboat();
@@ -52,7 +41,7 @@ impl Maker {
 
     fn drills(&self, arguments: &[&str], code: i32) -> Value {
         let mut command = self.backup(arguments);
-        harness::run_code(command.env("PATH", path()), code).json()
+        harness::run_code(command.env("PATH", programs()), code).json()
     }
 
     /// Drills that end in every way, and evidence that is lost and whose loss is accepted.
@@ -138,7 +127,7 @@ dir = "{state}"
             let mut command = harness::lifeboat();
             command
                 .env("T_URL", "postgres://nobody@127.0.0.1:1/nothing")
-                .env("PATH", path())
+                .env("PATH", programs())
                 .args(["--json", "--policy"])
                 .arg(&policy)
                 .args(arguments);
